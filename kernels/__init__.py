@@ -1,0 +1,5 @@
+"""Attention kernels of VideoMaker. Needs torch (and Triton on a GPU), nothing else."""
+
+from .pisa import available_backends, choose_backend, pisa_attention
+
+__all__ = ["available_backends", "choose_backend", "pisa_attention"]
