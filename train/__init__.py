@@ -1,0 +1,1 @@
+"""Training: DeepSpeed ZeRO, the recipe of the paper, runs that survive."""

@@ -1,0 +1,165 @@
+"""PISA in a UNetMotionModel: attention processors that let every frame attend over [frame ‖ reference].
+
+Only the spatial self-attention (`attn1` outside the motion modules) changes; there are no new parameters
+(arXiv 2412.19645, section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNetMotionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+from .kernels import pisa_attention
+
+
+@dataclass
+class ReferenceLayout:
+    """How the UNet's rows are laid out: per video `num_frames` frames, then `num_references` references.
+
+    One instance is shared by all processors of a UNet, as `unet.pisa_layout`. With `num_frames = 0` (nothing
+    announced) every row stands alone, which is the plain self-attention of AnimateDiff.
+    """
+
+    num_frames: int = 0
+    num_references: int = 0
+
+    def rows_per_video(self) -> int:
+        """Rows of the UNet's batch that belong to one video, references included."""
+        return self.num_frames + self.num_references
+
+
+class PisaAttnProcessor:
+    """Self-attention of the frames over [frame ‖ reference], and of the reference averaged over the frames.
+
+    Between the projections nothing is permuted, copied, concatenated or sliced: `pisa_attention` reads and writes
+    the hidden states as they lie in memory. The average is taken before `to_out`, which commutes with it.
+    """
+
+    def __init__(self, layout: ReferenceLayout, backend: str = "auto"):
+        self.layout = layout
+        self.backend = backend
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Maps hidden states `[B·(F+R), N, C]` to the same shape."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError("PISA is a self-attention without a mask; got encoder_hidden_states or attention_mask")
+        rows, num_tokens, _ = hidden_states.shape
+        num_frames = self.layout.num_frames or 1
+        rows_per_video = self.layout.rows_per_video() or 1
+        query, key, value = self.project(attn, hidden_states, rows // rows_per_video)
+        attended = pisa_attention(  # [B, (F+R)·N, H, D]
+            query,
+            key,
+            value,
+            num_frames=num_frames,
+            num_ref_tokens=(rows_per_video - num_frames) * num_tokens,
+            scale=attn.scale,
+            backend=self.backend,
+        )
+        attended = attended.view(rows, num_tokens, -1)
+        return attn.to_out[1](attn.to_out[0](attended))
+
+    @staticmethod
+    def project(attn: Attention, hidden_states: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, ...]:
+        """Query, key and value, each `[B, (F+R)·N, H, D]`; views of one product when the projections are fused."""
+        if attn.fused_projections:
+            qkv = attn.to_qkv(hidden_states)
+            return qkv.view(batch_size, -1, 3, attn.heads, qkv.shape[-1] // (3 * attn.heads)).unbind(2)
+        projections = (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+        return tuple(x.view(batch_size, -1, attn.heads, x.shape[-1] // attn.heads) for x in projections)
+
+
+class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
+    """Text cross-attention for the frames alone; the reference passes its normalised input (paper, Table 3)."""
+
+    def __init__(self, layout: ReferenceLayout):
+        super().__init__()
+        self.layout = layout
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Maps hidden states `[B·(F+R), N, C]` to the same shape; the text `[B·(F+R), L, E]` is repeated per row."""
+        rows_per_video = self.layout.rows_per_video()
+        if self.layout.num_references == 0:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
+        frames, reference = _split_rows(hidden_states, rows_per_video, self.layout.num_frames)
+        text, _ = _split_rows(encoder_hidden_states, rows_per_video, self.layout.num_frames)
+        attended = super().__call__(attn, frames.flatten(0, 1), text.flatten(0, 1), **kwargs)
+        return torch.cat([attended.view_as(frames), reference], dim=1).flatten(0, 1)
+
+
+def _split_rows(x: torch.Tensor, rows_per_video: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits rows `[B·(F+R), …]` into the frames' `[B, F, …]` and the references' `[B, R, …]`."""
+    x = x.unflatten(0, (-1, rows_per_video))
+    return x[:, :num_frames], x[:, num_frames:]
+
+
+def is_spatial_self_attention(name: str) -> bool:
+    """Whether a module, parameter or processor name lies in a spatial `attn1` (motion modules have one as well)."""
+    parts = name.split(".")
+    return "attn1" in parts and "motion_modules" not in parts
+
+
+def trainable_names(unet: UNetMotionModel, update_motion: bool = True) -> list[str]:
+    """Names of the parameters that the method trains: spatial `attn1` and, if asked, the motion modules."""
+    return [
+        name
+        for name, _ in unet.named_parameters()
+        if is_spatial_self_attention(name) or (update_motion and "motion_modules" in name.split("."))
+    ]
+
+
+def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cross_attention: bool = True) -> list[str]:
+    """Puts PISA processors on the spatial `attn1` layers of `unet`, and only there. Safe to call again.
+
+    Args:
+        unet: the model; it gets the attribute `pisa_layout`, which its processors share.
+        backend: of `videomaker.kernels.pisa_attention`.
+        reference_cross_attention: whether the reference takes part in text cross-attention (a row of Table 3).
+
+    Returns:
+        The names of the changed `attn1` layers.
+    """
+    layout = getattr(unet, "pisa_layout", None) or ReferenceLayout()
+    unet.pisa_layout = layout
+    installed = []
+    for name, module in unet.named_modules():
+        if not isinstance(module, Attention) or "motion_modules" in name.split("."):
+            continue
+        if is_spatial_self_attention(name):
+            module.set_processor(PisaAttnProcessor(layout, backend))
+            installed.append(name)
+        elif not reference_cross_attention:
+            module.set_processor(FramesOnlyCrossAttnProcessor(layout))
+        elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):
+            module.set_processor(AttnProcessor2_0())
+    return installed
+
+
+def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:
+    """Chooses the backend of `pisa_attention` for every PISA layer of `unet`."""
+    for module in unet.modules():
+        if isinstance(module, Attention) and isinstance(module.processor, PisaAttnProcessor):
+            module.processor.backend = backend
+
+
+def fuse_pisa_projections(unet: UNetMotionModel, fuse: bool = True) -> None:
+    """Fuses query, key and value of every PISA layer into one matmul (or goes back); the numbers stay the same."""
+    for module in unet.modules():
+        if isinstance(module, Attention) and isinstance(module.processor, PisaAttnProcessor):
+            module.fuse_projections(fuse=fuse)

@@ -1,0 +1,76 @@
+"""Outputs that are complete or absent: written aside, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary sibling of `path` with its suffix, renamed onto `path` when the block ends well.
+
+    The temporary file is removed on any exception, `KeyboardInterrupt` included, and `path` is then untouched.
+
+    Raises:
+        OSError: the folder cannot be created or written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty temporary sibling folder, which takes the place of `path` when the block ends well.
+
+    Raises:
+        OSError: the folder cannot be created, or an existing `path` cannot be replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            _sync(file)
+        _swap_directory(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap_directory(new: Path, path: Path) -> None:
+    """Renames `new` to `path`. A folder cannot be renamed onto a full one, so the old one steps aside first."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = _temporary_sibling(path)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Flushes a file to disk, so that a crash after the rename cannot leave an empty file under the final name."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

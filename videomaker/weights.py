@@ -1,0 +1,177 @@
+"""Checkpoints of the method: published and own, full or partial, with the names of diffusers' UNetMotionModel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNetMotionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .attention import is_spatial_self_attention
+from .errors import InputError
+from .files import atomic_path
+
+# What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
+_PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
+_MAX_LISTED = 3
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """How many of a UNet's tensors a checkpoint holds, by group: `{group: (found, expected)}`."""
+
+    groups: dict[str, tuple[int, int]]
+
+    @property
+    def found(self) -> int:
+        """Tensors that the checkpoint gave."""
+        return sum(found for found, _ in self.groups.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tensors that the method trains were found."""
+        return all(found == expected for name, (found, expected) in self.groups.items() if name != _FROZEN)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {found} of {expected} tensors" for name, (found, expected) in self.groups.items())
+
+
+_SPATIAL, _MOTION, _FROZEN = "spatial attn1", "motion modules", "frozen base"
+
+
+def _group(name: str) -> str:
+    if is_spatial_self_attention(name):
+        return _SPATIAL
+    return _MOTION if "motion_modules" in name.split(".") else _FROZEN
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Reads a checkpoint, `.safetensors` or a torch file, and strips the prefixes of wrappers from its names.
+
+    Torch files are read with `weights_only=True`: code in them never runs.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or something in it is not a tensor.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist; give a .safetensors or .bin file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+    for container in ("state_dict", "module"):
+        if isinstance(state.get(container), Mapping):
+            state = state[container]
+    if bad := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise InputError(f"checkpoint {path} holds {bad[0]!r}, which is not a tensor; give a plain state dict")
+    return {_strip(name): value for name, value in state.items()}
+
+
+def _load_torch_file(path: Path) -> Mapping:
+    from pickle import UnpicklingError
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError("not a torch file of plain tensors, or it asks to run code") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _strip(name: str) -> str:
+    while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -> CoverageReport:
+    """Compares a checkpoint's names and shapes with `unet`, and counts what it covers.
+
+    Raises:
+        InputError: a name that `unet` does not know, a shape that differs, or nothing that the method trains.
+    """
+    expected = unet.state_dict()
+    if unknown := [name for name in state if name not in expected]:
+        raise InputError(
+            f"the checkpoint has {len(unknown)} tensors that this UNet has not, such as {_listed(unknown)}; "
+            "it belongs to another architecture"
+        )
+    wrong = [
+        f"{name} {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+        for name, value in state.items()
+        if value.shape != expected[name].shape
+    ]
+    if wrong:
+        raise InputError(f"{len(wrong)} tensors have another shape: {_listed(wrong)}; give the model it was trained on")
+    groups = {
+        group: (
+            sum(_group(name) == group for name in state),
+            sum(_group(name) == group for name in expected),
+        )
+        for group in (_SPATIAL, _MOTION, _FROZEN)
+    }
+    if groups[_SPATIAL][0] + groups[_MOTION][0] == 0:
+        raise InputError(
+            f"none of the {groups[_SPATIAL][1] + groups[_MOTION][1]} trained tensors (spatial attn1, motion modules) "
+            "is in the checkpoint; is it one of this method?"
+        )
+    return CoverageReport(groups)
+
+
+def load_into(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -> CoverageReport:
+    """Loads a full or partial checkpoint into `unet`; `unet` is untouched when the checkpoint does not fit.
+
+    Raises:
+        InputError: as `check_state_dict`.
+    """
+    report = check_state_dict(unet, state)
+    unet.load_state_dict(state, strict=False)
+    return report
+
+
+def save_partial(
+    state: Mapping[str, torch.Tensor],
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors checkpoint, complete or not at all.
+
+    Args:
+        state: names of a UNetMotionModel and their tensors.
+        path: the file to write.
+        dtype: floating tensors are cast to it; `None` keeps theirs.
+        metadata: strings for the file's header.
+    """
+    tensors = {
+        # clone: safetensors refuses tensors that share memory, such as views of one flat training buffer
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).clone().contiguous()
+        for name, value in state.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(items: Iterable[str]) -> str:
+    items = list(items)
+    rest = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return "; ".join(items[:_MAX_LISTED]) + rest
