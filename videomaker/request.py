@@ -1,0 +1,198 @@
+"""What is asked for: references, prompts and seeds made into jobs, each of which becomes one video."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from videomaker.errors import InputError
+
+Combine = Literal["each", "pairs", "subject"]
+Format = Literal["mp4", "gif", "frames"]
+
+_MAX_NAME_BYTES = 80  # of the reference's part and of the prompt's; file systems allow 255 in all
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where the weights lie and how they run.
+
+    Args:
+        source: `"default"` (the embedded model) or a folder in the diffusers format.
+        motion_adapter: a folder; needed when `source` is a Stable Diffusion 1.5 base.
+        weights: a VideoMaker checkpoint, `.safetensors` or `.bin`.
+        dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`; auto is float16 on CUDA, else float32.
+        device: `"auto"` (CUDA, else MPS, else the CPU) or a name that torch knows.
+        attention_backend: of `videomaker.kernels.pisa_attention`.
+        offload: whether parts of the model wait in main memory until their turn, for small GPUs.
+    """
+
+    source: str = "default"
+    motion_adapter: str | None = None
+    weights: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attention_backend: str = "auto"
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample. `None` takes what the model's `generation.json` says, else the paper's value."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written. `upscale` repeats every pixel of an mp4 or GIF; `None` enlarges tiny videos only."""
+
+    format: Format = "mp4"
+    upscale: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video: the pictures of one subject, a prompt, a seed, and the file or folder to write."""
+
+    references: tuple[Path, ...]
+    prompt: str
+    seed: int
+    path: Path
+
+
+def plan_jobs(
+    references: Sequence[Path],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    output: Path,
+    file_format: Format = "mp4",
+    combine: Combine = "each",
+) -> list[Job]:
+    """Combines references, prompts and seeds, and names the results.
+
+    `combine` is `"each"` (every reference with every prompt), `"pairs"` (the first reference with the first prompt,
+    and so on) or `"subject"` (all references show one subject and are used together, for every prompt). Every
+    combination is made once for each seed. `output` is a folder, or a file when there is one video.
+
+    Raises:
+        InputError: the numbers do not match, or `output` is a file and there are several videos.
+    """
+    subjects = [tuple(references)] if combine == "subject" else [(path,) for path in references]
+    if combine == "pairs":
+        if len(references) != len(prompts):
+            raise InputError(f"{len(references)} references and {len(prompts)} prompts do not make pairs")
+        combinations = list(zip(subjects, prompts, strict=True))
+    else:
+        combinations = list(itertools.product(subjects, prompts))
+    jobs = [Job(subject, prompt, seed, output) for subject, prompt in combinations for seed in seeds]
+    if output.suffix.lower() in (".mp4", ".gif"):
+        if len(jobs) > 1:
+            raise InputError(f"output {output} is one file and {len(jobs)} videos are asked for: give a folder")
+        return jobs
+    return _name(jobs, output, "" if file_format == "frames" else f".{file_format}")
+
+
+def _name(jobs: list[Job], folder: Path, suffix: str) -> list[Job]:
+    """Names results `REFERENCE_PROMPT_SEED`; where that is not unique, a digest of what was asked for follows."""
+    names = [f"{_slug(job.references[0].stem)}_{_slug(job.prompt)}_{job.seed}" for job in jobs]
+    counts = Counter(name.casefold() for name in names)
+    return [
+        replace(job, path=folder / f"{name}{'_' + _digest(job) if counts[name.casefold()] > 1 else ''}{suffix}")
+        for job, name in zip(jobs, names, strict=True)
+    ]
+
+
+def _slug(text: str) -> str:
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    return words.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip("-") or "untitled"
+
+
+def _digest(job: Job) -> str:
+    identity = "\0".join([job.prompt, *(str(path.resolve()) for path in job.references)])
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+def find_references(values: Sequence[Path]) -> list[Path]:
+    """Paths of pictures; a folder stands for all pictures directly in it.
+
+    Raises:
+        InputError: none given, or a folder without pictures.
+    """
+    from videomaker.media import list_images
+
+    if not values:
+        raise InputError("no reference: give --reference with a picture or a folder of pictures")
+    paths = itertools.chain.from_iterable(list_images(path) if path.is_dir() else [path] for path in values)
+    return list(dict.fromkeys(paths))
+
+
+def read_prompts(values: Sequence[str]) -> list[str]:
+    """Prompts as given; a value that ends in `.txt` is a file with one prompt a line, `#` starting a comment.
+
+    Raises:
+        InputError: none given, an empty prompt, or a file that is missing, empty or not UTF-8.
+    """
+    if not values:
+        raise InputError('no prompt: give --prompt "what happens in the video" or a .txt file with one prompt a line')
+    prompts: list[str] = []
+    for value in values:
+        prompts += _prompt_file(Path(value)) if value.lower().endswith(".txt") else [value.strip()]
+    if not all(prompts):
+        raise InputError("a prompt is empty: describe what happens in the video")
+    return list(dict.fromkeys(prompts))
+
+
+def _prompt_file(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"prompt file {path} cannot be read as UTF-8 text: {error}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"prompt file {path} holds no prompt: write one a line")
+    return prompts
+
+
+def parse_seeds(values: Sequence[str]) -> list[int]:
+    """Seeds from numbers, comma-separated lists and ranges: `["1,2", "5-7"]` is `[1, 2, 5, 6, 7]`.
+
+    Raises:
+        InputError: something else, or a number that is no 63-bit seed.
+    """
+    seeds: list[int] = []
+    for part in ",".join(values).split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last <= _MAX_SEED:
+            raise InputError(f"seed {part!r} is not understood: give numbers from 0 such as 7, or 1,2,3, or 0-9")
+        seeds.extend(range(first, last + 1))
+    return list(dict.fromkeys(seeds))
+
+
+def output_format(output: Path, asked: Format | None) -> Format:
+    """The format asked for, else the one that the output's suffix says, else mp4.
+
+    Raises:
+        InputError: the two differ.
+    """
+    implied = output.suffix.lower().removeprefix(".")
+    if implied not in get_args(Format):
+        return asked or "mp4"
+    if asked not in (None, implied):
+        raise InputError(f"output {output} is a .{implied} file but the format asked for is {asked}")
+    return implied
