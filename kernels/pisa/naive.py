@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def pisa_naive(
-    q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float
-) -> Tensor:
+def pisa_naive(q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float) -> Tensor:
     """Repeat the reference for every frame, attend over [frame ‖ reference], average the reference's outputs.
 
     q, k, v and the result are `[B, T, H, D]` with `T = num_frames·N + num_ref_tokens`, of any floating dtype,
