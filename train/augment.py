@@ -1,0 +1,62 @@
+"""Random flip and affine map of the reference, white outside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random transforms. The paper names them without numbers; these are VideoBooth's."""
+
+    flip_probability: float = 0.5
+    rotation: float = 30.0  # degrees, drawn from [-rotation, rotation]
+    translation: float = 0.1  # of the width and the height, drawn from [-translation, translation]
+    scale_min: float = 0.8
+    scale_max: float = 1.2
+
+
+OBJECTS = Augmentation()
+PEOPLE = Augmentation(scale_min=0.6)  # the range of VideoMaker's authors
+NONE = Augmentation(flip_probability=0.0, rotation=0.0, translation=0.0, scale_min=1.0, scale_max=1.0)
+
+
+def augment_reference(image: torch.Tensor, augmentation: Augmentation, rng: np.random.Generator) -> torch.Tensor:
+    """Draws a flip, rotation, translation and scale from `rng` and applies them about the image's centre.
+
+    Args:
+        image: float `[C, H, W]` in [-1, 1], 1 being white.
+        augmentation: ranges to draw from.
+        rng: five numbers are drawn whatever the ranges, so that samples stay comparable between presets.
+    """
+    flip, angle, shift_x, shift_y, scale = rng.random(5)
+    if flip < augmentation.flip_probability:
+        image = image.flip(-1)
+    angle = math.radians(augmentation.rotation * (2 * angle - 1))
+    shift = [augmentation.translation * (2 * s - 1) for s in (shift_x, shift_y)]
+    scale = augmentation.scale_min + scale * (augmentation.scale_max - augmentation.scale_min)
+    if (angle, scale, *shift) == (0, 1, 0, 0):
+        return image
+    return affine_on_white(image, angle=angle, scale=scale, shift=(shift[0], shift[1]))
+
+
+def affine_on_white(image: torch.Tensor, *, angle: float, scale: float, shift: tuple[float, float]) -> torch.Tensor:
+    """Rotates by `angle` (radians, clockwise), scales, then shifts by fractions of the width and height.
+
+    The bilinear sampling pads with zeros; on `1 - image` zero is white, so what comes from outside is exactly 1.
+
+    Args:
+        image: float `[C, H, W]` in [-1, 1].
+    """
+    height, width = image.shape[-2:]
+    cos, sin, aspect = math.cos(angle) / scale, math.sin(angle) / scale, height / width
+    # The inverse map, from output to input, in grid_sample's coordinates, which span 2 over either side.
+    linear = torch.tensor([[cos, sin * aspect], [-sin / aspect, cos]], dtype=image.dtype)
+    offset = -linear @ torch.tensor(shift, dtype=image.dtype) * 2
+    grid = F.affine_grid(torch.cat([linear, offset[:, None]], 1)[None], [1, *image.shape], align_corners=False)
+    return 1 - F.grid_sample(1 - image[None], grid, padding_mode="zeros", align_corners=False)[0]

@@ -1,0 +1,167 @@
+"""The one data layout of training: a manifest, one JSON object per line, paths relative to the manifest's folder."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from videomaker.errors import InputError
+from videomaker.files import atomic_path
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Reference(BaseModel):
+    """A picture of the subject: an image file, or a frame of the clip itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image: Text | None = None
+    mask: Text | None = None  # same size as the image or frame; 0 outside the subject
+    box: Annotated[tuple[float, float, float, float], Field(strict=False)] | None = None  # x1, y1, x2, y2 in pixels
+    frame: NonNegativeInt | None = None  # index in the clip; used when there is no image
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Reference:
+        if self.image is None and self.frame is None:
+            raise ValueError("a reference needs an 'image' or a 'frame'")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(f"box {list(self.box)} is empty; it should be [x1, y1, x2, y2]")
+        return self
+
+
+class Clip(BaseModel):
+    """A line of the manifest. Only `video` and `captions` (or `caption`) are required."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: Text  # default: the video's name without its suffix
+    video: Text
+    captions: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
+    category: str | None = None
+    subject_phrase: str | None = None
+    num_frames: NonNegativeInt | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+    width: PositiveInt | None = None
+    height: PositiveInt | None = None
+    refs: Annotated[tuple[Reference, ...], Field(strict=False)] = ()
+    split: Text = "train"
+    shard: Text | None = None  # a tar file of which the paths above are members
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_shorthands(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        filled = {"id": Path(str(fields.get("video"))).stem, **fields}
+        if "captions" not in filled and isinstance(filled.get("caption"), str):
+            filled["captions"] = [filled.pop("caption")]
+        return filled
+
+    def files(self) -> Iterator[str]:
+        """The names of all files that the line refers to."""
+        yield self.video
+        for ref in self.refs:
+            yield from filter(None, (ref.image, ref.mask))
+
+
+def parse_manifest(path: str | os.PathLike) -> Iterator[tuple[int, Clip | str]]:
+    """Yields (line number, clip) for every good line and (line number, what is wrong) for every bad one.
+
+    Raises:
+        InputError: `path` is not a readable text file.
+    """
+    seen: dict[str, int] = {}
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _parse_line(line, number, seen)
+    except FileNotFoundError:
+        raise InputError(f"no manifest at {path}; `videomaker data index` makes one") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"cannot read {path} as a manifest (JSON Lines, UTF-8): {error}") from None
+
+
+def read_manifest(path: str | os.PathLike, *, split: str = "") -> list[Clip]:
+    """Reads the clips of one split, or of all splits when `split` is empty.
+
+    Raises:
+        InputError: a line is wrong (file, line number, field and reason), or no line is left.
+    """
+    clips: list[Clip] = []
+    errors: list[str] = []
+    for number, parsed in parse_manifest(path):
+        if isinstance(parsed, str):
+            errors.append(f"{path}:{number}: {parsed}")
+        else:
+            clips.append(parsed)
+    if errors:
+        more = f" (and {len(errors) - 1} more; `videomaker data check {path}` lists them)" if errors[1:] else ""
+        raise InputError(errors[0] + more)
+    if not clips:
+        raise InputError(f"the manifest {path} is empty; write one JSON object per line")
+    chosen = [clip for clip in clips if split in ("", clip.split)]
+    if not chosen:
+        present = ", ".join(sorted({clip.split for clip in clips}))
+        raise InputError(f"{path} has no clip of split {split!r}; its splits are: {present}")
+    return chosen
+
+
+def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
+    """Writes a manifest, complete or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(clip.model_dump_json(exclude_defaults=True) + "\n" for clip in clips)
+
+
+def splits(path: str | os.PathLike) -> dict[str, int]:
+    """The number of clips of each split."""
+    return dict(collections.Counter(clip.split for clip in read_manifest(path)))
+
+
+def check_captions(clips: Iterable[Clip], tokenizer: Any, *, max_tokens: int = 77) -> None:
+    """Refuses captions that the text encoder would cut. `max_tokens` counts the start and end tokens.
+
+    Raises:
+        InputError: names the first such caption and says how many there are.
+    """
+    long = [
+        (clip.id, caption, len(tokens))
+        for clip in clips
+        for caption, tokens in zip(clip.captions, tokenizer(list(clip.captions)).input_ids, strict=True)
+        if len(tokens) > max_tokens
+    ]
+    if long:
+        clip_id, caption, count = long[0]
+        raise InputError(
+            f"{len(long)} captions are longer than {max_tokens} tokens, first that of clip {clip_id!r} "
+            f"({count} tokens: {caption[:40]!r}...); shorten them or set data.long_captions=truncate"
+        )
+
+
+def _parse_line(line: str, number: int, seen: dict[str, int]) -> Clip | str:
+    try:
+        clip = Clip.model_validate_json(line)
+    except ValidationError as error:
+        return _describe(error)
+    if clip.id in seen:
+        return f"id {clip.id!r} is already that of line {seen[clip.id]}; ids must be unique"
+    seen[clip.id] = number
+    return clip
+
+
+def _describe(error: ValidationError) -> str:
+    """One line for the first problem of a line; pydantic's own text spans several."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    value = repr(problem["input"])
+    if problem["type"] == "json_invalid":
+        return message
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return f"{field}: {message}, got {shown}" if field else message
