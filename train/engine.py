@@ -1,0 +1,219 @@
+"""DeepSpeed as this project uses it: its JSON derived from the configuration, its optimizer, the weights it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from videomaker.errors import InputError
+
+from .config import OptimizerConfig, TrainConfig
+
+# What a DeepSpeed JSON must leave to the configuration, and the key to set instead.
+_OURS = {"optimizer": "optimizer.*", "scheduler": "optimizer.schedule", "checkpoint": "checkpoint.resume"}
+
+
+def start_distributed() -> torch.device:
+    """Joins the launcher's process group, or makes one of a single process; returns this process's device."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:
+        os.environ.update(single, MASTER_PORT=str(_free_port()))
+    import deepspeed
+
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        deepspeed.init_distributed("nccl", verbose=False)
+        return device
+    deepspeed.init_distributed("gloo", verbose=False)
+    return torch.device("cpu")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def deepspeed_json(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for this run, with the user's own file (`config.deepspeed`) laid over it.
+
+    Raises:
+        InputError: the batch does not fit the devices, or the user's file is unreadable or contradicts `config`.
+    """
+    accumulation = config.accumulation(world_size)
+    zero: dict[str, Any] = {"stage": config.zero.stage}
+    if config.zero.offload != "none":
+        zero["offload_optimizer"] = {"device": config.zero.offload, "pin_memory": torch.cuda.is_available()}
+    derived = {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "zero_allow_untested_optimizer": True,  # ours is AdamW with a guard
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    if accumulation > 1 and config.precision == "bf16" and config.zero.stage >= 2:
+        derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _overlay(derived, _read_json(config.deepspeed), config.deepspeed) if config.deepspeed else derived
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        own = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"deepspeed={path} does not exist; give a DeepSpeed JSON, or leave it out") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"deepspeed={path}:{error.lineno}: {error.msg}") from error
+    for key, instead in _OURS.items():
+        if key in own:
+            raise InputError(f"deepspeed={path} has {key!r}, which the configuration decides; set {instead} instead")
+    return own
+
+
+def _overlay(derived: dict[str, Any], own: dict[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
+    """`own` over `derived`; a key that both have must agree, or be "auto"."""
+    merged = dict(derived)
+    for key, value in own.items():
+        mine = derived.get(key)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            merged[key] = _overlay(mine, value, path, f"{prefix}{key}.")
+        elif key not in derived or mine is None:
+            merged[key] = value
+        elif value not in ("auto", mine):
+            raise InputError(
+                f"deepspeed={path} says {prefix}{key}={value!r}, the configuration {mine!r}; make them agree, "
+                'or write "auto" in the file'
+            )
+    return merged
+
+
+class _GuardedStep:
+    """Mixed into an Adam: refuses an update on demand or when a gradient is not finite, and keeps a moving average.
+
+    The average is part of the optimizer's state, so that ZeRO spreads it over the devices and saves it with the rest.
+    DeepSpeed hands over flat fp32 master weights, whatever the stage and precision.
+    """
+
+    ema_decay: float = 0.0
+    refuse: bool = False
+    refused: bool = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.refused = self.refuse or not self._gradients_finite()
+        if self.refused:
+            return None
+        super().step(closure)
+        if self.ema_decay:
+            self._update_average()
+        return None
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    def _gradients_finite(self) -> bool:
+        """Whether every rank's share of the gradient is finite: all ranks take the same decision."""
+        norms = torch.stack([p.grad.norm() for p in self._parameters()])
+        finite = norms.isfinite().all().float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
+
+    def _update_average(self) -> None:
+        for parameter in self._parameters():
+            state = self.state[parameter]
+            if "ema" not in state:
+                state["ema"] = parameter.detach().clone()
+            state["ema"].lerp_(parameter, 1 - self.ema_decay)
+
+
+class GuardedAdamW(_GuardedStep, torch.optim.AdamW):
+    """torch's AdamW with the guard and the moving average."""
+
+
+def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """AdamW over one group of parameters; the one for host memory when the optimizer is offloaded from a GPU."""
+    settings = config.optimizer
+    arguments = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if config.zero.offload == "cpu" and device.type == "cuda":
+        optimizer = _guarded_cpu_adam()(parameters, adamw_mode=True, **arguments)
+    else:
+        optimizer = GuardedAdamW(parameters, fused=True, **arguments)
+    optimizer.ema_decay = settings.ema_decay
+    return optimizer
+
+
+def _guarded_cpu_adam() -> type[torch.optim.Optimizer]:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam  # builds a C++ extension at its first use
+
+    return type("GuardedCPUAdam", (_GuardedStep, DeepSpeedCPUAdam), {})
+
+
+def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of optimizer step `step` of `steps`: linear warm-up, then constant or a half cosine to zero."""
+    import math
+
+    rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    if settings.schedule == "constant" or step < settings.warmup_steps:
+        return rate
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def initialize(learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any], device: torch.device):
+    """The DeepSpeed engine around `learner`, with optimizer state for its trainable parameters only."""
+    import deepspeed
+
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = build_optimizer(config, parameters, device)
+    engine, *_ = deepspeed.initialize(
+        model=learner, optimizer=optimizer, model_parameters=parameters, config=ds_json, dist_init_required=False
+    )
+    return engine
+
+
+def gather_trained(engine, kind: str = "weights") -> dict[str, torch.Tensor]:
+    """The trained parameters in fp32, whole, on the CPU of rank 0 (empty elsewhere). All ranks must call it.
+
+    Args:
+        engine: the DeepSpeed engine.
+        kind: "weights" (the fp32 masters) or "ema".
+    """
+    gathered = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        full = _full_tensor(engine, parameter, kind)
+        if dist.get_rank() == 0:
+            gathered[name] = full.detach().to("cpu", torch.float32, copy=True)
+    return gathered
+
+
+def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0 and not hasattr(parameter, "_hp_mapping"):
+        return engine.basic_optimizer.state[parameter]["ema"] if kind == "ema" else parameter
+    if kind == "ema":
+        return safe_get_full_optimizer_state(parameter, "ema")
+    return safe_get_full_fp32_param(parameter)

@@ -1,0 +1,197 @@
+"""The modules of a run: which are loaded, which start at random, which parameters train, and what a pass computes.
+
+Letters: B clips, C latent channels, F frames, R references, H×W latent size, L text tokens of width E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from videomaker.attention import PisaAttnProcessor, install_pisa, trainable_names
+from videomaker.denoising import predict_noise
+from videomaker.errors import InputError
+from videomaker.pipeline import VideoMakerPipeline
+
+from .config import MethodConfig, ModelConfig, TrainConfig
+from .step import Draws, add_noise, generator, losses, noised_reference
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
+
+
+class Denoiser(nn.Module):
+    """The UNet and, when it is trained, the text encoder: maps clean latents and draws to the losses."""
+
+    def __init__(
+        self,
+        unet: UNetMotionModel,
+        text_encoder: CLIPTextModel | None,
+        alphas_cumprod: torch.Tensor,
+        method: MethodConfig,
+        *,
+        autocast: bool = False,
+    ):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.alphas_cumprod = alphas_cumprod  # not a buffer: it stays fp32 when the module is cast
+        self.method = method
+        self.autocast = autocast
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        reference_latents: torch.Tensor | None,
+        text: torch.Tensor,
+        draws: Draws,
+    ) -> dict[str, torch.Tensor]:
+        """The losses of one micro-batch.
+
+        Args:
+            latents: clean frames `[B, C, F, H, W]`.
+            reference_latents: clean references `[B, C, R, H, W]`, or `None` for text to video.
+            text: embeddings `[B, L, E]`, or token ids `[B, L]` when the text encoder is trained.
+            draws: the randomness of the micro-batch.
+        """
+        context = torch.autocast(latents.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        with context:
+            prompt_embeds = text if self.text_encoder is None else self.text_encoder(text)[0]
+            if self.method.dropped_text == "zeros":
+                prompt_embeds = prompt_embeds.masked_fill(draws.drop_text.view(-1, 1, 1), 0)
+            if reference_latents is not None:
+                reference_latents = noised_reference(
+                    reference_latents, draws, self.method.girl_alpha, self.alphas_cumprod
+                ).to(self.unet.dtype)
+            predictions = predict_noise(
+                self.unet,
+                add_noise(latents, draws.noise, draws.timestep, self.alphas_cumprod).to(self.unet.dtype),
+                reference_latents,
+                draws.timestep,
+                prompt_embeds.to(self.unet.dtype),
+            )
+        return losses(self.method, *predictions, draws, self.alphas_cumprod)
+
+
+class Autoencoder(nn.Module):
+    """The VAE as its own learner: maps frames and noise to the losses of reconstruction."""
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, *, autocast: bool = False):
+        super().__init__()
+        self.vae = vae
+        self.kl_weight = kl_weight
+        self.autocast = autocast
+
+    def forward(self, frames: torch.Tensor, source: torch.Generator) -> dict[str, torch.Tensor]:
+        """Losses of frames `[N, 3, H, W]` in [-1, 1]; `source` draws the latent."""
+        context = torch.autocast(frames.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        with context:
+            posterior = self.vae.encode(frames.to(self.vae.dtype)).latent_dist
+            decoded = self.vae.decode(posterior.sample(source)).sample
+        reconstruction = F.l1_loss(decoded.float(), frames.float())
+        kl = posterior.kl().float().mean() / frames[0].numel()
+        return {"loss": reconstruction + self.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def load_pipeline(model: ModelConfig, *, dtype: torch.dtype, seed: int) -> VideoMakerPipeline:
+    """The pipeline of `model.path`, with the components of `model.from_scratch` at random from `seed`.
+
+    Raises:
+        InputError: a folder is missing or does not hold a diffusers pipeline.
+    """
+    if not (Path(model.path) / "model_index.json").is_file():
+        raise InputError(f"model.path={model.path!r} is no diffusers pipeline folder (it has no model_index.json)")
+    arguments = {"motion_adapter": model.motion_adapter} if model.motion_adapter else {}
+    torch.manual_seed(seed)
+    for name in model.from_scratch:
+        arguments[name] = _from_config(name, Path(model.path)).to(dtype)
+    if model.vae:
+        arguments["vae"] = AutoencoderKL.from_pretrained(model.vae, torch_dtype=dtype)
+    return VideoMakerPipeline.from_pretrained(
+        model.path, torch_dtype=dtype, attention_backend=model.attention_backend, **arguments
+    )
+
+
+def load_vae(model: ModelConfig, *, seed: int) -> AutoencoderKL:
+    """The VAE alone, in fp32: of `model.vae`, or of `model.path`."""
+    torch.manual_seed(seed)
+    if "vae" in model.from_scratch:
+        return _from_config("vae", Path(model.path))
+    return AutoencoderKL.from_pretrained(model.vae or Path(model.path) / "vae")
+
+
+def _from_config(component: str, path: Path) -> nn.Module:
+    folder = path / component
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.from_scratch={component} needs {folder / 'config.json'}, which does not exist")
+    if component == "text_encoder":
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+    model_class = {"unet": UNetMotionModel, "vae": AutoencoderKL}[component]
+    return model_class.from_config(model_class.load_config(folder))
+
+
+def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoiser:
+    """Installs the recipe's attention, freezes what it does not train, and wraps the rest as one module."""
+    unet, model, method = pipeline.unet, config.model, config.method
+    for module in (pipeline.vae, pipeline.text_encoder, unet):
+        module.requires_grad_(False).eval()
+    pipeline.vae.enable_slicing()  # encodes frame by frame: 16 frames of 512×512 at once take gigabytes
+    install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
+    if not method.pisa:
+        _remove_pisa(unet)
+    trained = set(trainable_names(unet, method.update_motion)) if config.task == "subject" else None
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(trained is None or name in trained)
+    pipeline.text_encoder.requires_grad_(model.train_text_encoder)
+    if model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return Denoiser(
+        unet,
+        pipeline.text_encoder if model.train_text_encoder else None,
+        pipeline.scheduler.alphas_cumprod.float(),
+        method,
+        autocast=config.precision == "autocast",
+    )
+
+
+def _remove_pisa(unet: UNetMotionModel) -> None:
+    """Table 3 without PISA: the reference meets the frames in temporal attention only."""
+    for module in unet.modules():
+        if isinstance(getattr(module, "processor", None), PisaAttnProcessor):
+            module.set_processor(AttnProcessor2_0())
+
+
+@torch.no_grad()
+def encode_latents(
+    vae: AutoencoderKL, pixels: torch.Tensor, keys: Sequence[tuple[int, ...]], purpose: str
+) -> torch.Tensor:
+    """Samples the scaled latents `[B, C, F, h, w]` of `pixels` `[B, 3, F, H, W]` in [-1, 1], in fp32.
+
+    A clip's noise depends only on its key and on `purpose`.
+    """
+    posterior = vae.encode(pixels.transpose(1, 2).flatten(0, 1).to(vae.dtype)).latent_dist
+    shape = (pixels.shape[2], *posterior.mean.shape[1:])
+    sources = [generator(pixels.device, purpose, *key) for key in keys]
+    noise = torch.cat([torch.randn(shape, generator=source, device=pixels.device) for source in sources])
+    latents = posterior.mean.float() + posterior.std.float() * noise
+    return (latents * vae.config.scaling_factor).unflatten(0, (len(keys), -1)).transpose(1, 2)
+
+
+def tokenize(pipeline: VideoMakerPipeline, captions: Sequence[str], device: torch.device) -> torch.Tensor:
+    """Token ids `[B, L]`, padded and truncated to the text encoder's length."""
+    tokenizer = pipeline.tokenizer
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens.input_ids.to(device)

@@ -1,0 +1,123 @@
+"""What one training step computes: the random draws, the noised inputs and the losses. Pure functions.
+
+Letters: B clips, C latent channels, F frames, R references, H×W latent size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .config import MethodConfig
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of a micro-batch. Every clip's part depends only on (seed, its place in the run)."""
+
+    timestep: torch.Tensor  # [B], int64
+    noise: torch.Tensor  # [B, C, F, H, W]
+    reference_noise: torch.Tensor  # [B, C, R, H, W]
+    drop_text: torch.Tensor  # [B], bool
+    drop_image: torch.Tensor  # [B], bool
+
+
+def generator(device: torch.device, *key: int | str) -> torch.Generator:
+    """A generator whose stream is fixed by `key`, whatever ran before: a resumed run draws what it would have drawn."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def draw(
+    method: MethodConfig,
+    latent_shape: Sequence[int],
+    reference_shape: Sequence[int],
+    *,
+    keys: Sequence[tuple[int, ...]],
+    num_train_timesteps: int,
+    device: torch.device,
+) -> Draws:
+    """The draws of the clips `keys` = (seed, position in the run), in fp32.
+
+    Args:
+        method: the drop rates and the kind of reference noise.
+        latent_shape: `(C, F, H, W)` of one clip.
+        reference_shape: `(C, R, H, W)` of its references.
+        keys: one per clip.
+        num_train_timesteps: of the noise schedule; t is uniform below it.
+        device: where the draws live. A GPU's stream differs from the CPU's.
+    """
+    clips = [_draw_one(method, latent_shape, reference_shape, key, num_train_timesteps, device) for key in keys]
+    return Draws(*(torch.stack(parts) for parts in zip(*clips, strict=True)))
+
+
+def _draw_one(method, latent_shape, reference_shape, key, num_train_timesteps, device) -> tuple[torch.Tensor, ...]:
+    source = generator(device, "draw", *key)
+    timestep = torch.randint(num_train_timesteps, (), generator=source, device=device)
+    noise = torch.randn(*latent_shape, generator=source, device=device)
+    reference_noise = torch.randn(*reference_shape, generator=source, device=device)
+    if method.reference_noise == "mean":
+        reference_noise = noise.mean(dim=1, keepdim=True).expand(*reference_shape)
+    chance = torch.rand((), generator=source, device=device)
+    text_end = method.drop_text
+    image_end = text_end + method.drop_image
+    both_end = image_end + method.drop_both
+    drop_both = (image_end <= chance) & (chance < both_end)
+    drop_text = (chance < text_end) | drop_both
+    drop_image = ((text_end <= chance) & (chance < image_end)) | drop_both
+    return timestep, noise, reference_noise, drop_text, drop_image
+
+
+def add_noise(
+    clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
+    """`λ_t·clean + sqrt(1 − λ_t²)·noise`, `λ_t² = ᾱ_t`, per clip; `clean` and `noise` `[B, …]`, `timestep` `[B]`."""
+    signal = alphas_cumprod[timestep].view(-1, *(1,) * (clean.ndim - 1))
+    return signal.sqrt() * clean + (1 - signal).sqrt() * noise
+
+
+def girl_timestep(timestep: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The reference's own, far smaller timestep `t' = int(α·t)` (arXiv 2412.19645, section 4.3), per clip."""
+    return (timestep.double() * alpha).long()  # double: as Python's int(α·t)
+
+
+def noised_reference(reference: torch.Tensor, draws: Draws, alpha: float, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The reference latents `[B, C, R, H, W]` as GIRL shows them; a dropped one is the zero latent, without noise."""
+    noised = add_noise(reference, draws.reference_noise, girl_timestep(draws.timestep, alpha), alphas_cumprod)
+    return noised.masked_fill(draws.drop_image.view(-1, 1, 1, 1, 1), 0)
+
+
+def min_snr_weight(timestep: torch.Tensor, gamma: float, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Weights `min(SNR, γ) / SNR` of noise prediction (arXiv 2303.09556), `[B]`; γ = 0 weighs all alike."""
+    if gamma == 0:
+        return torch.ones_like(timestep, dtype=alphas_cumprod.dtype)
+    snr = alphas_cumprod[timestep] / (1 - alphas_cumprod[timestep])
+    return snr.clamp(max=gamma) / snr
+
+
+def losses(
+    method: MethodConfig,
+    video_noise: torch.Tensor,
+    reference_noise: torch.Tensor,
+    draws: Draws,
+    alphas_cumprod: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """`L = L_video + β·L_reg` (eq. 3-5) of the predicted noises as "loss", and its parts; in the draws' dtype.
+
+    A clip whose reference was dropped has no reference noise to predict: it adds zero to `L_reg`, and still counts in
+    the mean, so that the split of a batch over devices changes nothing.
+    """
+    weight = min_snr_weight(draws.timestep, method.min_snr_gamma, alphas_cumprod)
+    video = (_per_clip_mse(video_noise, draws.noise) * weight).mean()
+    if reference_noise.shape[2] == 0:
+        return {"loss": video, "video": video}
+    reference = (_per_clip_mse(reference_noise, draws.reference_noise) * ~draws.drop_image).mean()
+    return {"loss": video + method.girl_weight * reference, "video": video, "reference": reference}
+
+
+def _per_clip_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(prediction.to(target.dtype), target, reduction="none").flatten(1).mean(dim=1)

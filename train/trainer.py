@@ -1,0 +1,280 @@
+"""The training loop: data to steps to checkpoints, and nothing that it could leave to another module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from videomaker.errors import InputError
+
+from . import checkpoint as checkpoints
+from .config import DataConfig, TrainConfig
+from .engine import deepspeed_json, initialize, learning_rate
+from .guards import LossGuard, StopRequest, Watchdog
+from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae, prepare_denoiser, tokenize
+from .monitor import Monitor, memory_gib
+from .step import draw, generator
+
+_DATASETS = {"manifest": "videomaker.train.dataset", "sprites": "videomaker.sprites.dataset"}
+
+_ADVICE = (
+    "try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, precision=bf16 instead of fp16, or look at "
+    "the clips of the last steps; the last checkpoint is from before the trouble"
+)
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says what to try."""
+
+
+class Trainer:
+    """One run on this rank. Making it checks everything that can be checked before the first step."""
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.folder = Path(config.output)
+        self.accumulation = config.accumulation(self.world_size)
+        self.ds_json = deepspeed_json(config, self.world_size)
+        self.step = 0
+        self.guard = LossGuard(config.guards)
+        self.checkpoints = checkpoints.Checkpoints(self.folder / "checkpoints", config.checkpoint)
+        self._build_model()
+        self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
+        self._resume()
+
+    # --- what it is made of
+
+    def _build_model(self) -> None:
+        config = self.config
+        if config.task == "autoencoder":
+            self.pipeline = None
+            vae = load_vae(config.model, seed=config.seed)
+            self.learner = Autoencoder(vae, config.method.kl_weight, autocast=config.precision == "autocast")
+            return
+        self.pipeline = load_pipeline(config.model, dtype=DTYPES[config.precision], seed=config.seed)
+        self.learner = prepare_denoiser(self.pipeline, config)
+        self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
+        self.pipeline.vae.to(self.device)
+        self.pipeline.text_encoder.to(self.device)
+        self._embeddings: dict[str, torch.Tensor] = {}
+
+    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int):
+        """The endless loader of this rank over `data`."""
+        module = import_module(_DATASETS[self.config.dataset])
+        where = {"rank": self.rank, "world_size": self.world_size}
+        dataset = module.build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
+        if self.pipeline is not None and data.long_captions == "error" and self.config.dataset == "manifest":
+            from .manifest import check_captions
+
+            check_captions(dataset.clips, self.pipeline.tokenizer)
+        return module.build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
+
+    def _open_cache(self, data: DataConfig):
+        if not data.cache or self.pipeline is None:
+            return None
+        from .cache import open_cache
+
+        pipeline = self.pipeline
+        return open_cache(data, vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
+
+    # --- resuming and saving
+
+    def _resume(self) -> None:
+        found = self._find_checkpoint()
+        if found is not None:
+            checkpoints.check_stage(found, self.config.zero.stage)
+            if checkpoints.needs_conversion(found, self.world_size):
+                if self.rank == 0:
+                    checkpoints.convert(found)
+                dist.barrier()
+                self.ds_json["checkpoint"] = {"load_universal": True}
+        self.engine = initialize(self.learner, self.config, self.ds_json, self.device)
+        if found is None:
+            return
+        checkpoints.load(self.engine, found)
+        self.step = found.step
+        self.guard.load_state_dict(found.state["guard"])
+        self.loader.load_state_dict(found.state["data"])
+
+    def _find_checkpoint(self) -> checkpoints.Found | None:
+        """Rank 0 looks and checks; the others hear of it."""
+        answer: list[Any] = [None]
+        if self.rank == 0:
+            answer = [self._look_for_checkpoint()]
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], str):
+            raise InputError(answer[0])
+        return answer[0]
+
+    def _look_for_checkpoint(self) -> checkpoints.Found | str | None:
+        resume = self.config.checkpoint.resume
+        if resume == "auto":
+            return self.checkpoints.newest_complete()
+        if resume != "none":
+            found = checkpoints.read(Path(resume))
+            return found if isinstance(found, checkpoints.Found) else f"checkpoint.resume={resume}: {found}"
+        if self.checkpoints.steps():
+            return (
+                f"{self.folder} has checkpoints of an earlier run and checkpoint.resume=none would mix the two; "
+                "give another output=, or checkpoint.resume=auto"
+            )
+        return None
+
+    def save(self) -> None:
+        """Writes a checkpoint of the steps done so far; all ranks call it."""
+        state = {"guard": self.guard.state_dict(), "data": self.loader.state_dict()}
+        self.checkpoints.save(self.engine, self.step, state, ema=self.config.optimizer.ema_decay > 0)
+
+    # --- the loop
+
+    def run(self, stop: StopRequest) -> bool:
+        """Trains to the last step, or until `stop`; returns whether the last step was reached.
+
+        Raises:
+            TrainingFailed: too many steps in a row were refused.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
+        watchdog = Watchdog(self.config.guards.watchdog, stop)
+        batches = iter(self.loader)
+        saved = self.step
+        try:
+            while self.step < self.config.steps:
+                stopping = self._optimizer_step(batches, stop)
+                watchdog.beat()
+                every = self.config.checkpoint.every
+                if stopping or self.step == self.config.steps or (every and self.step % every == 0):
+                    self.save()
+                    saved = self.step
+                    watchdog.beat()
+                if stopping:
+                    self.monitor.say(f"stopped at step {saved} ({stop.reason or 'another rank was asked to stop'})")
+                    return False
+        finally:
+            self.monitor.close()
+        return True
+
+    def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
+        """One optimizer step on every rank; returns whether any rank was asked to stop."""
+        started = time.perf_counter()
+        sums: dict[str, torch.Tensor] = {}
+        for micro_step in range(self.accumulation):
+            parts = self._micro_step(next(batches), micro_step)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value.detach() / (self.accumulation * self.world_size)
+            if micro_step < self.accumulation - 1:
+                self.engine.step()
+        means, stopping = self._agree(sums, bool(stop.reason))
+        objection = self.guard.objection(means["loss"])
+        optimizer = self.engine.basic_optimizer
+        optimizer.refuse = bool(objection)
+        self._set_learning_rate(optimizer)
+        self.engine.step()
+        self.step += 1
+        self._count(means["loss"], objection or ("a gradient is not finite" if optimizer.refused else ""))
+        self._report(means, time.perf_counter() - started)
+        return stopping
+
+    def _micro_step(self, batch: dict[str, Any], micro_step: int) -> dict[str, torch.Tensor]:
+        losses = self.engine(*self.learner_inputs(batch, self._keys(micro_step)))
+        self.engine.backward(losses["loss"])
+        return losses
+
+    def _keys(self, micro_step: int) -> list[tuple[int, int]]:
+        """(seed, place in the run) of this rank's clips, counted over all ranks and steps."""
+        size = self.config.micro_batch_size
+        first = ((self.step * self.accumulation + micro_step) * self.world_size + self.rank) * size
+        return [(self.config.seed, first + i) for i in range(size)]
+
+    def _agree(self, sums: dict[str, torch.Tensor], stop: bool) -> tuple[dict[str, float], bool]:
+        """Losses averaged over the ranks and whether one of them wants to stop: the one exchange of a step."""
+        packed = torch.stack([*(value.float() for value in sums.values()), torch.tensor(float(stop)).to(self.device)])
+        if self.world_size > 1:
+            dist.all_reduce(packed)
+        *values, stop_votes = packed.tolist()
+        return dict(zip(sums, values, strict=True)), stop_votes > 0
+
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        rate = learning_rate(self.config.optimizer, self.step, self.config.steps)
+        for group in (*optimizer.param_groups, *self.engine.optimizer.param_groups):
+            group["lr"] = rate
+
+    def _count(self, loss: float, objection: str) -> None:
+        if not objection:
+            self.guard.accept(loss)
+            return
+        self.guard.reject()
+        self.monitor.say(f"step {self.step} skipped: {objection}")
+        if self.guard.exhausted:
+            raise TrainingFailed(
+                f"{self.guard.in_a_row} steps in a row were skipped, the last because {objection}; {_ADVICE}"
+            )
+
+    def _report(self, means: dict[str, float], seconds: float) -> None:
+        clips_per_second = self.config.batch_size / seconds
+        gib = memory_gib(self.device)
+        self.monitor.step({"loss": means["loss"], "clips/s": clips_per_second, "GiB": gib})
+        if self.step % self.config.log.every == 0 or self.step == self.config.steps:
+            extra = {
+                "learning_rate": self.engine.basic_optimizer.param_groups[0]["lr"],
+                "gradient_norm": float(self.engine.get_global_grad_norm() or 0.0),
+                "clips_per_second": clips_per_second,
+                "memory_gib": gib,
+                "skipped": self.guard.skipped,
+            }
+            self.monitor.record("metrics", self.step, {**means, **extra})
+
+    # --- from a batch to what the learner takes
+
+    def learner_inputs(self, batch: dict[str, Any], keys: Sequence[tuple[int, ...]]) -> tuple:
+        """The arguments of the learner's forward for a batch whose clips have these keys."""
+        if self.config.task == "autoencoder":
+            frames = batch["pixel_values"].to(self.device).transpose(1, 2).flatten(0, 1)
+            return frames, generator(self.device, "posterior", *keys[0])
+        latents = self._latents(batch, "latents", "pixel_values", keys)
+        reference = (
+            self._latents(batch, "reference_latents", "reference", keys) if self.config.task == "subject" else None
+        )
+        reference_shape = (latents.shape[1], 0, *latents.shape[3:]) if reference is None else reference.shape[1:]
+        draws = draw(
+            self.config.method,
+            latents.shape[1:],
+            reference_shape,
+            keys=keys,
+            num_train_timesteps=len(self.learner.alphas_cumprod),
+            device=self.device,
+        )
+        return latents, reference, self._text(batch, draws.drop_text.tolist()), draws
+
+    def _latents(self, batch: dict[str, Any], ready: str, pixels: str, keys) -> torch.Tensor:
+        if ready in batch:
+            return batch[ready].to(self.device, torch.float32)
+        return encode_latents(self.pipeline.vae, batch[pixels].to(self.device), keys, ready)
+
+    def _text(self, batch: dict[str, Any], dropped: Sequence[bool]) -> torch.Tensor:
+        """Embeddings of the captions, or their token ids when the text encoder is trained."""
+        empty = self.config.method.dropped_text == "empty"
+        captions = ["" if drop and empty else caption for caption, drop in zip(batch["caption"], dropped, strict=True)]
+        if self.config.model.train_text_encoder:
+            return tokenize(self.pipeline, captions, self.device)
+        if "prompt_embeds" not in batch:
+            return torch.stack([self._embedding(caption) for caption in captions])
+        embeds = batch["prompt_embeds"].to(self.device)
+        return torch.stack([self._embedding("") if d and empty else e for e, d in zip(embeds, dropped, strict=True)])
+
+    @torch.no_grad()
+    def _embedding(self, caption: str) -> torch.Tensor:
+        """The frozen text encoder's embedding `[L, E]`; captions come back every epoch, so the latest are kept."""
+        if caption not in self._embeddings:
+            if len(self._embeddings) >= 1024:
+                self._embeddings.pop(next(iter(self._embeddings)))
+            ids = tokenize(self.pipeline, [caption], self.device)
+            self._embeddings[caption] = self.pipeline.text_encoder(ids)[0][0]
+        return self._embeddings[caption]
