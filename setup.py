@@ -26,7 +26,6 @@ EXTRAS = {
     "dev": [
         "build>=1.2",
         "matplotlib>=3.8",
-        "ninja>=1.11",
         "nvidia-ml-py>=12",
         "peft>=0.17",
         "pre-commit>=3.7",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.animatediff.pipeline_output import AnimateDiffPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -73,6 +75,15 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             reference_cross_attention=self.config.reference_cross_attention,
         )
 
+    @contextmanager
+    def _default_processors(self) -> Iterator[None]:
+        """For diffusers' code that makes every processor anew from its class, without arguments."""
+        self.unet.set_attn_processor(AttnProcessor2_0())
+        try:
+            yield
+        finally:
+            self._install_pisa()
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> VideoMakerPipeline:
         """Loads a saved VideoMaker folder, or an SD 1.5 base when `motion_adapter` (a folder or a module) is given.
@@ -104,13 +115,13 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         """As in diffusers; the PISA layers stay as they are."""
         if not self.config.reference_cross_attention:
             raise InputError("an IP-Adapter needs reference_cross_attention=True, this pipeline was made with False")
-        super().load_ip_adapter(*args, **kwargs)
-        self._install_pisa()  # diffusers resets every self-attention processor
+        with self._default_processors():
+            super().load_ip_adapter(*args, **kwargs)
 
     def unload_ip_adapter(self) -> None:
         """As in diffusers; the PISA layers stay as they are."""
-        super().unload_ip_adapter()
-        self._install_pisa()
+        with self._default_processors():
+            super().unload_ip_adapter()
 
     def enable_free_noise(self, *args, **kwargs) -> None:
         """Not available: FreeNoise slides a window over the frames, and the reference has no place in it."""

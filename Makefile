@@ -1,0 +1,48 @@
+# make demo and make test set everything up by themselves. PYTHON=python3 uses that Python as it is, without .venv.
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY := .ready-$(notdir $(PYTHON))
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+endif
+PIP_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint gpu default clean
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+install: $(READY)  ## .venv with the package (editable), training and development tools
+
+.venv/.ready: setup.py pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "VideoMaker needs Python 3.11 or newer; $$(python3 --version) is first on PATH"; exit 1; }
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools wheel
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+# A Python that is given is not changed but for this package itself; its torch, triton, numpy and pytest are used.
+.ready-%:
+	$(PY) -m pip install -q -e . --no-deps --no-build-isolation
+
+demo: $(READY)   ## one video from an embedded model and a bundled picture: outputs/demo
+	$(PY) -P -m videomaker generate --reference videomaker/assets --contact-sheet --output outputs/demo
+
+test: export HF_HUB_OFFLINE = 1
+test: $(READY)   ## all tests that need no GPU
+	$(PY) -P -m pytest tests  # -P: the folder kernels/ must not hide a package of that name
+
+lint: $(READY)   ## style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+gpu: $(READY)    ## everything that needs a CUDA device, one JSON: parity, gradients, benchmarks
+	$(PY) bench/gpu.py
+
+clean:           ## what the other targets made
+	rm -rf .venv .ready-* build dist outputs *.egg-info
