@@ -1,9 +1,10 @@
-"""The command line: thin commands over the library. Heavy modules load inside the commands, so that help is quick."""
+"""The command line: thin commands over the library. Heavy modules load inside them, so that help is quick."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="Puts a subject, given as one picture, into a video described by a prompt.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 data_app = typer.Typer(help="Make, index and prepare data for training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -53,23 +55,283 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is chosen and why.")] = False,
 ) -> None:
-    pass
+    import logging
+
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
+    for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
+        logging.getLogger(library).setLevel("WARNING")
 
 
-@app.command()
-def generate() -> None:
-    """Make videos of a subject from its picture and a prompt."""
-    raise InputError("not yet available")
+_MODEL, _VIDEO, _RESULT = "Model", "Video", "Result"
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    context: typer.Context,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", "-r", help="Picture of the subject, or a folder of pictures; repeatable."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="What happens in the video, or a .txt file, a prompt a line; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.")
+    ] = Path("outputs"),
+    combine: Annotated[
+        Literal["each", "pairs", "subject"],
+        typer.Option(
+            help="[b]each[/b]: every reference with every prompt; [b]pairs[/b]: the first reference with the first "
+            "prompt and so on; [b]subject[/b]: all references show one subject, used together."
+        ),
+    ] = "each",
+    seed: Annotated[
+        str, typer.Option("--seed", "-s", help="A number, or several such as 1,2,3 or 0-9: a video for each.")
+    ] = "0",
+    model: Annotated[
+        str,
+        typer.Option(help="'default' (small, embedded) or a folder in the diffusers format.", rich_help_panel=_MODEL),
+    ] = "default",
+    motion_adapter: Annotated[
+        str | None,
+        typer.Option(help="AnimateDiff's folder, when the model is an SD 1.5 base.", rich_help_panel=_MODEL),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="VideoMaker checkpoint, .safetensors or .bin.", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        typer.Option(help="auto: float16 on CUDA, else float32.", rich_help_panel=_MODEL),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto: CUDA, else MPS, else the CPU.", rich_help_panel=_MODEL)] = "auto",
+    attention_backend: Annotated[
+        str, typer.Option(help="auto, naive, sdpa or triton; see videomaker info.", rich_help_panel=_MODEL)
+    ] = "auto",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep idle parts in main memory: for small GPUs.", rich_help_panel=_MODEL)
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="30", rich_help_panel=_VIDEO)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 1 is none.", show_default="8", rich_help_panel=_VIDEO)
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the video should not show.", rich_help_panel=_VIDEO)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Pixels.", show_default="as trained", rich_help_panel=_VIDEO)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Pixels.", show_default="as trained", rich_help_panel=_VIDEO)
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames.", show_default="as trained", rich_help_panel=_VIDEO)
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=240, help="Frames a second.", show_default="8", rich_help_panel=_VIDEO)
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Videos that go through the model together.", rich_help_panel=_RESULT)
+    ] = 1,
+    file_format: Annotated[
+        Literal["mp4", "gif", "frames"] | None,
+        typer.Option("--format", help="frames is a folder of PNG files.", show_default="mp4", rich_help_panel=_RESULT),
+    ] = None,
+    upscale: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Repeat each pixel so often.", show_default="tiny videos only", rich_help_panel=_RESULT
+        ),
+    ] = None,
+    contact_sheet: Annotated[
+        bool,
+        typer.Option("--contact-sheet", help="Also write a picture of references and frames.", rich_help_panel=_RESULT),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make results again that are there.", rich_help_panel=_RESULT)
+    ] = False,
+    from_json: Annotated[
+        Path | None,
+        typer.Option(help="Make the video of this JSON again, bit for bit.", rich_help_panel=_RESULT),
+    ] = None,
+) -> None:
+    """Make videos of a subject from its picture and a prompt.
+
+    Beside each video lies a JSON with all it was made from. Results that are there are kept, so that an interrupted
+    batch goes on when the same command runs again.
+
+    [b]With the embedded model[/b], offline, on any machine:
+
+        videomaker generate -r creature.png -p "a creature over a meadow"
+
+    [b]With Stable Diffusion 1.5[/b] from local folders, four videos of each prompt:
+
+        videomaker generate -r person.jpg -p prompts.txt --seed 0-3
+        --model realistic-vision --motion-adapter animatediff-v1-5-3
+        --weights videomaker-human.safetensors
+
+    [b]Again[/b], bit for bit, from the record of a video:
+
+        videomaker generate --from-json outputs/x.json -o again.mp4
+    """
+    if from_json is not None:
+        _refuse_other_options(context)
+        spec = {"motion_adapter": motion_adapter, "weights": weights}
+        spec["source"] = model if _is_given(context, "model") else None
+        target = output if _is_given(context, "output") else None
+        _generate_again(from_json, target, reference or [], {k: v for k, v in spec.items() if v is not None}, overwrite)
+        return
+    from videomaker import request
+
+    file_format = request.output_format(output, file_format)
+    jobs = request.plan_jobs(
+        request.find_references(reference or []),
+        request.read_prompts(prompt or []),
+        request.parse_seeds(seed),
+        output=output,
+        file_format=file_format,
+        combine=combine,
+    )
+    recipe = request.Recipe(
+        request.ModelSpec(model, motion_adapter, weights, dtype, device, attention_backend, offload),
+        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps),
+        request.Output(file_format, upscale),
+    )
+    _generate_jobs(jobs, recipe, batch_size, overwrite)
+    if contact_sheet:
+        from videomaker.generate import write_contact_sheet
+
+        single = output.suffix.lower() in (".mp4", ".gif")
+        sheet = output.with_suffix(".sheet.png") if single else output / "contact-sheet.png"
+        write_contact_sheet(sheet, jobs)
+        typer.echo(sheet)
+
+
+# What may be given with --from-json: where things lie now.
+_WITH_FROM_JSON = {"from_json", "reference", "output", "model", "motion_adapter", "weights", "overwrite"}
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
+def _refuse_other_options(context: typer.Context) -> None:
+    for name in context.params:
+        if name not in _WITH_FROM_JSON and _is_given(context, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
+
+
+def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None:
+    pipe, recipe = _prepare(recipe)
+    from videomaker.generate import make_videos
+
+    steps, finished, kept = recipe.settings.steps, 0, 0
+    try:
+        with _progress(f"{len(jobs)} videos" if len(jobs) > 1 else "video", len(jobs) * steps) as advance:
+            options = {"batch_size": batch_size, "overwrite": overwrite, "on_step": advance}
+            for _, was_there in make_videos(pipe, jobs, recipe, **options):
+                finished, kept = finished + 1, kept + was_there
+                advance(steps if was_there else 0)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
+        raise
+    if kept:
+        typer.echo(f"{kept} of {len(jobs)} videos were there already; --overwrite makes them again", err=True)
+    for job in jobs:
+        typer.echo(job.path)
+
+
+def _generate_again(
+    path: Path, output: Path | None, references: list[Path], moved: dict[str, str], overwrite: bool
+) -> None:
+    from dataclasses import replace
+
+    _quiet_libraries()
+    from videomaker import record, request
+    from videomaker.generate import replay
+
+    old = record.read_record(path)
+    recipe = record.recorded_recipe(old)
+    target = output or path.with_name(old["video"])
+    if request.output_format(target, recipe.output.format) and target.exists() and not overwrite:
+        raise InputError(f"{target} exists: use --overwrite or another --output")
+    pipe, recipe = _prepare(replace(recipe, model=replace(recipe.model, **moved)))
+    with _progress("video", recipe.settings.steps) as advance:
+        same = replay(pipe, recipe, old, target, references=references, on_step=advance)
+    typer.echo("the same bytes as the first time" if same else "NOT the same bytes as the first time", err=True)
+    typer.echo(target)
+
+
+def _prepare(recipe):
+    from rich.console import Console
+
+    with Console(stderr=True).status("Loading the model"):
+        _quiet_libraries()
+        from videomaker.generate import prepare
+
+        return prepare(recipe)
+
+
+def _quiet_libraries() -> None:
+    """Keeps loading bars and advice for programmers off the screen, unless the environment asks for them."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def _progress(description: str, total: int):
+    """Shows a bar on stderr; yields the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A published checkpoint (.bin), or one of this project.")],
     output: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose UNet the checkpoint is for.", show_default="AnimateDiff on SD 1.5"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")] = False,
 ) -> None:
     """Turn a published checkpoint into safetensors and report what it covers."""
-    raise InputError("not yet available")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: use --overwrite or another name")
+    _quiet_libraries()
+    from videomaker.convert import convert_checkpoint
+
+    typer.echo(convert_checkpoint(source, output, model=model))
+    typer.echo(output)
 
 
 @app.command()
@@ -77,7 +339,24 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show versions, devices and which attention backend would run, and why."""
-    raise InputError("not yet available")
+    from videomaker.environment import describe
+
+    environment = describe()
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(environment, indent=2))
+        return
+    for name, version in environment["versions"].items():
+        typer.echo(f"{name:14}{version or 'not installed'}")
+    typer.echo(f"{'platform':14}{environment['platform']}")
+    for device in environment["devices"]:
+        details = ", ".join(f"{value} {key}" for key, value in device.items() if key not in ("device", "name"))
+        typer.echo(f"{device['device']:14}{device['name']} ({details})")
+    attention = environment["attention"]
+    typer.echo(f"{'attention':14}{attention['chosen']}: {attention['reason']}")
+    for name, reason in attention["unavailable"].items():
+        typer.echo(f"{'  ' + name:14}{'available' if reason is None else 'not available: ' + reason}")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ VISIBLE_SIDE = 256  # ... to at least this, unless asked otherwise
 SHEET_FRAMES = 8
 SHEET_TILE = 192
 SHEET_GAP = 8
+SHEET_COLOUR = (244, 244, 244)  # not white, which references often have around the subject
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -112,6 +113,16 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
+def write(path: Path, frames: np.ndarray, file_format: str, *, fps: float) -> None:
+    """Writes frames as `"mp4"`, `"gif"`, or `"frames"`, for which `path` is an existing folder."""
+    if file_format == "frames":
+        write_frames(path, frames)
+    elif file_format == "gif":
+        write_gif(path, frames, fps=fps)
+    else:
+        write_mp4(path, frames, fps=fps)
+
+
 def write_mp4(path: Path, frames: np.ndarray, *, fps: float) -> None:
     """Writes H.264 that every player shows: yuv420p, BT.709, the index in front. The same frames give the same bytes.
 
@@ -175,7 +186,7 @@ def sheet_row(references: Sequence[Image.Image], frames: np.ndarray, caption: st
     tiles = [*map(_tile, references), *(_tile(Image.fromarray(frames[index])) for index in picked)]
     gaps = [SHEET_GAP] * (len(tiles) - 1)
     gaps[len(references) - 1] *= 3  # sets the references apart
-    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_TILE + 24), "white")
+    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_TILE + 24), SHEET_COLOUR)
     left = 0
     for tile, gap in zip(tiles, [*gaps, 0], strict=True):
         row.paste(tile, (left, (SHEET_TILE - tile.height) // 2))
@@ -193,10 +204,10 @@ def _tile(image: Image.Image) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Image.Image]) -> Image.Image:
-    """Rows of `sheet_row`, one below the other on white."""
+    """Rows of `sheet_row`, one below the other."""
     width = max(row.width for row in rows) + 2 * SHEET_GAP
     height = sum(row.height + SHEET_GAP for row in rows) + SHEET_GAP
-    sheet = Image.new("RGB", (width, height), "white")
+    sheet = Image.new("RGB", (width, height), SHEET_COLOUR)
     top = SHEET_GAP
     for row in rows:
         sheet.paste(row, (SHEET_GAP, top))

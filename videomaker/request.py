@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from videomaker.errors import InputError
 
@@ -18,6 +18,9 @@ Format = Literal["mp4", "gif", "frames"]
 
 _MAX_NAME_BYTES = 80  # of the reference's part and of the prompt's; file systems allow 255 in all
 _MAX_SEED = 2**63 - 1
+_MAX_SEEDS = 100_000  # in one range; more is a slip of the keyboard
+_FILE_SUFFIXES = (".mp4", ".gif")
+_OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What all videos of one request share."""
+
+    model: ModelSpec = ModelSpec()
+    settings: Settings = Settings()
+    output: Output = Output()
+
+
+@dataclass(frozen=True)
 class Job:
     """One video: the pictures of one subject, a prompt, a seed, and the file or folder to write."""
 
@@ -100,7 +112,8 @@ def plan_jobs(
     else:
         combinations = list(itertools.product(subjects, prompts))
     jobs = [Job(subject, prompt, seed, output) for subject, prompt in combinations for seed in seeds]
-    if output.suffix.lower() in (".mp4", ".gif"):
+    jobs = list(dict.fromkeys(jobs))
+    if output.suffix.lower() in _FILE_SUFFIXES:
         if len(jobs) > 1:
             raise InputError(f"output {output} is one file and {len(jobs)} videos are asked for: give a folder")
         return jobs
@@ -138,7 +151,7 @@ def find_references(values: Sequence[Path]) -> list[Path]:
     if not values:
         raise InputError("no reference: give --reference with a picture or a folder of pictures")
     paths = itertools.chain.from_iterable(list_images(path) if path.is_dir() else [path] for path in values)
-    return list(dict.fromkeys(paths))
+    return list(paths)
 
 
 def read_prompts(values: Sequence[str]) -> list[str]:
@@ -154,7 +167,7 @@ def read_prompts(values: Sequence[str]) -> list[str]:
         prompts += _prompt_file(Path(value)) if value.lower().endswith(".txt") else [value.strip()]
     if not all(prompts):
         raise InputError("a prompt is empty: describe what happens in the video")
-    return list(dict.fromkeys(prompts))
+    return prompts
 
 
 def _prompt_file(path: Path) -> list[str]:
@@ -168,17 +181,17 @@ def _prompt_file(path: Path) -> list[str]:
     return prompts
 
 
-def parse_seeds(values: Sequence[str]) -> list[int]:
-    """Seeds from numbers, comma-separated lists and ranges: `["1,2", "5-7"]` is `[1, 2, 5, 6, 7]`.
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from numbers and ranges separated by commas: `"1,2,5-7"` is `[1, 2, 5, 6, 7]`.
 
     Raises:
-        InputError: something else, or a number that is no 63-bit seed.
+        InputError: something else, a seed of more than 63 bits, or a range of more than 100,000.
     """
     seeds: list[int] = []
-    for part in ",".join(values).split(","):
+    for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if not first <= last <= _MAX_SEED:
+        if not first <= last <= _MAX_SEED or last - first >= _MAX_SEEDS:
             raise InputError(f"seed {part!r} is not understood: give numbers from 0 such as 7, or 1,2,3, or 0-9")
         seeds.extend(range(first, last + 1))
     return list(dict.fromkeys(seeds))
@@ -188,11 +201,13 @@ def output_format(output: Path, asked: Format | None) -> Format:
     """The format asked for, else the one that the output's suffix says, else mp4.
 
     Raises:
-        InputError: the two differ.
+        InputError: the two differ, or the suffix is that of another kind of video.
     """
-    implied = output.suffix.lower().removeprefix(".")
-    if implied not in get_args(Format):
+    suffix = output.suffix.lower()
+    if suffix in _OTHER_VIDEOS:
+        raise InputError(f"output {output}: {suffix} is not written; give .mp4, .gif or a folder")
+    if suffix not in _FILE_SUFFIXES:
         return asked or "mp4"
-    if asked not in (None, implied):
-        raise InputError(f"output {output} is a .{implied} file but the format asked for is {asked}")
-    return implied
+    if asked not in (None, suffix[1:]):
+        raise InputError(f"output {output} is a {suffix} file but the format asked for is {asked}")
+    return "mp4" if suffix == ".mp4" else "gif"

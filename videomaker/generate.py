@@ -1,0 +1,353 @@
+"""From jobs to files: loads the model, makes the videos, writes each with its record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from videomaker import default_model_path, media, record
+from videomaker.errors import InputError
+from videomaker.files import atomic_directory, atomic_path
+from videomaker.kernels import choose_backend
+from videomaker.pipeline import VideoMakerPipeline
+from videomaker.request import Job, ModelSpec, Recipe, Settings
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8)
+# What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
+_GENERATION_KEYS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "width": "width",
+    "height": "height",
+    "num_frames": "frames",
+    "fps": "fps",
+}
+
+
+def resolve_model(spec: ModelSpec) -> ModelSpec:
+    """Replaces every `"auto"` by what will run on this machine.
+
+    Raises:
+        InputError: the device is unknown or absent, or the attention backend cannot run on it.
+    """
+    device = _resolve_device(spec.device)
+    dtype = ("float16" if device.type == "cuda" else "float32") if spec.dtype == "auto" else spec.dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown: choose from auto, {', '.join(DTYPES)}")
+    probe = torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype])
+    try:
+        backend, _ = choose_backend(probe, spec.attention_backend)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return replace(spec, device=str(device), dtype=dtype, attention_backend=backend)
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: choose auto, cpu, cuda or mps") from error
+    return device
+
+
+def model_folder(source: str) -> Path:
+    """The folder of a model: `"default"` is the embedded one.
+
+    Raises:
+        InputError: no such model, or one that is not Stable Diffusion 1.5, AnimateDiff or VideoMaker.
+    """
+    folder = default_model_path() if source == "default" else Path(source)
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"unknown model {source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
+        ) from error
+    unet = (index.get("unet") or [None, None])[1]
+    if unet not in ("UNet2DConditionModel", "UNetMotionModel") or "text_encoder_2" in index:
+        raise InputError(
+            f"model {source!r} is a {index.get('_class_name')}: give a VideoMaker or a Stable Diffusion 1.5 folder"
+        )
+    return folder
+
+
+def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
+    """Loads what `spec` (see `resolve_model`) describes, on its device.
+
+    Raises:
+        InputError: a part is missing, damaged, or of another architecture.
+    """
+    folder = model_folder(spec.source)
+    options: dict[str, Any] = {"torch_dtype": DTYPES[spec.dtype], "attention_backend": spec.attention_backend}
+    if spec.motion_adapter is not None:
+        options["motion_adapter"] = _adapter_folder(spec.motion_adapter)
+    elif _unet_class(folder) == "UNet2DConditionModel":
+        raise InputError(
+            f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
+        )
+    try:
+        pipe = VideoMakerPipeline.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"model {spec.source!r} cannot be loaded: {error}") from error
+    if spec.weights is not None:
+        report = pipe.load_videomaker_weights(spec.weights)
+        logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
+    pipe.set_progress_bar_config(disable=True)
+    if spec.offload:
+        pipe.enable_model_cpu_offload(device=spec.device)
+        return pipe
+    return pipe.to(spec.device)
+
+
+def _unet_class(folder: Path) -> str:
+    return json.loads((folder / "model_index.json").read_text())["unet"][1]
+
+
+def _adapter_folder(folder: str) -> str:
+    if not Path(folder, "config.json").is_file():
+        raise InputError(f"motion adapter {folder!r} is not a folder in the diffusers format (with config.json)")
+    return folder
+
+
+def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
+    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user."""
+    path = folder / "generation.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = {_GENERATION_KEYS[key]: value for key, value in values.items() if key in _GENERATION_KEYS}
+    return Settings(**settings), values.get("note")
+
+
+def prepare(asked: Recipe) -> tuple[VideoMakerPipeline, Recipe]:
+    """Loads the model and fills in everything that was left to it, to the machine, or to the paper.
+
+    Raises:
+        InputError: something asked for does not exist or does not fit the model.
+    """
+    model = resolve_model(asked.model)
+    pipe = load_pipeline(model)
+    defaults, note = generation_defaults(model_folder(model.source))
+    if note:
+        logger.warning(note)
+    settings = _resolve_settings(asked.settings, defaults, pipe)
+    _check_settings(settings, pipe)
+    output = asked.output
+    if output.upscale is None:
+        factor = 1 if output.format == "frames" else media.default_upscale(settings.height, settings.width)
+        output = replace(output, upscale=factor)
+    return pipe, Recipe(model, settings, output)
+
+
+def _resolve_settings(asked: Settings, defaults: Settings, pipe: VideoMakerPipeline) -> Settings:
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    layers = [asdict(asked), asdict(defaults), asdict(replace(PAPER_SETTINGS, width=side, height=side))]
+    return Settings(**{name: next(x[name] for x in layers if x[name] is not None) for name in layers[0]})
+
+
+def _check_settings(settings: Settings, pipe: VideoMakerPipeline) -> None:
+    most_steps = pipe.scheduler.config.num_train_timesteps
+    if not 1 <= settings.steps <= most_steps:
+        raise InputError(f"{settings.steps} steps: this model's schedule has 1 to {most_steps}")
+    if not (math.isfinite(settings.guidance) and math.isfinite(settings.fps) and settings.fps > 0):
+        raise InputError(f"guidance {settings.guidance} and fps {settings.fps} must be finite, and fps positive")
+
+
+def warn_of_cut_prompts(pipe: VideoMakerPipeline, prompts: Iterable[str]) -> None:
+    """Logs, for every prompt that is longer than the text encoder reads, what is cut off."""
+    limit = pipe.tokenizer.model_max_length  # with the start and end tokens
+    for prompt in dict.fromkeys(prompts):
+        tokens = pipe.tokenizer(prompt).input_ids
+        if len(tokens) > limit:
+            cut = pipe.tokenizer.decode(tokens[limit - 1 : -1])
+            logger.warning("a prompt has %d tokens, the model reads %d; cut off: %r", len(tokens), limit, cut)
+
+
+def make_videos(
+    pipe: VideoMakerPipeline,
+    jobs: Sequence[Job],
+    recipe: Recipe,
+    *,
+    batch_size: int = 1,
+    overwrite: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Job, bool]]:
+    """Makes every video that is not there yet, and writes it with its record.
+
+    Args:
+        pipe, recipe: of `prepare`.
+        jobs: what to make.
+        batch_size: videos that go through the model together.
+        overwrite: whether videos that are there are made again.
+        on_step: called after every denoising step with the number of videos in it.
+
+    Yields:
+        Each job when its video is complete, and whether it had been there already.
+
+    Raises:
+        InputError: a reference cannot be read, or a result is there that was made from something else.
+        OSError: a result cannot be written; nothing half written stays.
+    """
+    for path in dict.fromkeys(path for job in jobs for path in job.references):
+        media.load_reference(path)
+    digests = record.component_digests(pipe)
+    done = {job: None for job in jobs if not overwrite and _is_done(job, recipe, digests)}
+    pending = [job for job in jobs if job not in done]
+    for job in pending:
+        _check_writable(job.path.parent)
+    warn_of_cut_prompts(pipe, (job.prompt for job in pending))
+    yield from ((job, True) for job in done)
+    for start in range(0, len(pending), batch_size):
+        batch = pending[start : start + batch_size]
+        videos = render(pipe, batch, recipe.settings, on_step)
+        for index, (job, frames) in enumerate(zip(batch, videos, strict=True)):
+            write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, digests))
+            yield job, False
+
+
+def _is_done(job: Job, recipe: Recipe, digests: dict[str, str]) -> bool:
+    if not job.path.exists():
+        return False
+    path = record.record_path(job.path)
+    if not path.exists():
+        raise InputError(f"{job.path} exists without its record: use --overwrite or another --output")
+    if what := record.difference(record.read_record(path), record.make_record([job], 0, recipe, digests)):
+        raise InputError(f"{job.path} exists and was made with {what}: use --overwrite or another --output")
+    return True
+
+
+def _check_writable(folder: Path) -> None:
+    """Finds out before the work whether its result could be written."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"output {folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"output {folder}: {existing} cannot be written")
+
+
+def render(
+    pipe: VideoMakerPipeline,
+    batch: Sequence[Job],
+    settings: Settings,
+    on_step: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Frames `[B, F, H, W, 3]` of uint8, one video a job, each from its own seed's generator.
+
+    Raises:
+        InputError: the settings do not fit the model, memory does not suffice, or the numbers overflow.
+    """
+
+    def step_done(pipe, step, timestep, tensors):
+        if on_step is not None:
+            on_step(len(batch))
+        return tensors
+
+    try:
+        video = pipe(
+            [job.prompt for job in batch],
+            [[media.load_reference(path) for path in job.references] for job in batch],
+            num_frames=settings.frames,
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            negative_prompt=settings.negative_prompt,
+            generator=[torch.Generator().manual_seed(job.seed) for job in batch],
+            output_type="np",
+            callback_on_step_end=step_done,
+        ).frames
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise InputError(_memory_advice(len(batch), settings)) from error
+        raise
+    if not np.isfinite(video).all():
+        raise InputError(f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32")
+    return (video * 255).round().astype(np.uint8)
+
+
+def _memory_advice(batch_size: int, settings: Settings) -> str:
+    return (
+        f"memory does not suffice for {batch_size} x {settings.frames} frames of {settings.width}x{settings.height}: "
+        "lower --batch-size, --frames or the size, or add --offload"
+    )
+
+
+def write_result(path: Path, frames: np.ndarray, recipe: Recipe, description: dict[str, Any]) -> None:
+    """Writes a video and its record; each appears complete, the record first.
+
+    Args:
+        path: the file, or the folder for frames.
+        frames: `[F, H, W, 3]` of uint8.
+        recipe: its format and upscale are used.
+        description: of `record.make_record`; the video's SHA-256 is added.
+    """
+    output = recipe.output
+    with atomic_directory(path) if output.format == "frames" else atomic_path(path) as temporary:
+        media.write(temporary, media.enlarge(frames, output.upscale), output.format, fps=recipe.settings.fps)
+        description = {**description, "video_sha256": record.file_digest(temporary)}
+        with atomic_path(record.record_path(path)) as temporary_record:
+            record.write_record(temporary_record, description)
+
+
+def replay(
+    pipe: VideoMakerPipeline,
+    recipe: Recipe,
+    old: dict[str, Any],
+    path: Path,
+    *,
+    references: Sequence[Path] = (),
+    on_step: Callable[[int], None] | None = None,
+) -> bool:
+    """Makes the video of a record again.
+
+    Args:
+        pipe, recipe: of `prepare(record.recorded_recipe(old))`, perhaps with the model elsewhere.
+        old: of `record.read_record`.
+        path: the video to write.
+        references: pictures that have moved.
+        on_step: as in `make_videos`.
+
+    Returns:
+        Whether the bytes are those of the first time, which they are on the same machine with the same versions.
+
+    Raises:
+        InputError: the model or a reference is not what it was.
+    """
+    jobs, index = record.recorded_batch(old, path, references)
+    digests = record.component_digests(pipe)
+    record.check_digests(old, digests)
+    _check_writable(path.parent)
+    torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
+    frames = render(pipe, jobs, recipe.settings, on_step)[index]
+    new = record.make_record(jobs, index, recipe, digests)
+    write_result(path, frames, recipe, new)
+    return record.read_record(record.record_path(path))["video_sha256"] == old["video_sha256"]
+
+
+def write_contact_sheet(path: Path, jobs: Sequence[Job]) -> None:
+    """Writes one picture with a row for each finished video: its references, then its frames."""
+    rows = []
+    for job in jobs:
+        factor = record.read_record(record.record_path(job.path))["output"]["upscale"]
+        frames = media.read_frames(job.path)[:, factor // 2 :: factor, factor // 2 :: factor]
+        references = [media.load_reference(reference) for reference in job.references]
+        rows.append(media.sheet_row(references, frames, f"{job.prompt}  (seed {job.seed})"))
+    with atomic_path(path) as temporary:
+        media.contact_sheet(rows).save(temporary)

@@ -1,0 +1,168 @@
+"""What a video was made from: the JSON beside it, which is enough to make it again bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videomaker.environment import machine, versions
+from videomaker.errors import InputError
+from videomaker.request import Job, ModelSpec, Output, Recipe, Settings
+from videomaker.weights import sha256
+
+RECORD_VERSION = 1
+
+
+def component_digests(pipe: Any) -> dict[str, str]:
+    """SHA-256 of each part of a pipeline as it is in memory, whatever files it came from."""
+    return {
+        **{name: _module_digest(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")},
+        "tokenizer": _json_digest(pipe.tokenizer.get_vocab()),
+        "scheduler": _json_digest({k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}),
+    }
+
+
+def _module_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder one after the other by name."""
+    if not path.is_dir():
+        return sha256(path)
+    return _json_digest([sha256(file) for file in sorted(path.iterdir())])
+
+
+def record_path(video: Path) -> Path:
+    """Where the record of a video (or folder of frames) lies."""
+    return video.with_suffix(".json")
+
+
+def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[str, str]) -> dict[str, Any]:
+    """The record of one video of a batch, but for the digest of the video itself.
+
+    A video's bits depend on what it was batched with, because matrix products of another size add up in another
+    order: so the record of a batched video names the others as well.
+    """
+    videos = [_describe(job) for job in batch]
+    return {
+        "record_version": RECORD_VERSION,
+        "video": batch[index].path.name,
+        **videos[index],
+        **asdict(recipe),
+        "components_sha256": digests,
+        "batch": {"index": index, "videos": videos} if len(batch) > 1 else None,
+        "versions": versions(),
+        "machine": machine(torch.device(recipe.model.device)),
+    }
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    references = [{"path": str(path.resolve()), "sha256": sha256(path)} for path in job.references]
+    return {"prompt": job.prompt, "seed": job.seed, "references": references}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as JSON."""
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Reads a record.
+
+    Raises:
+        InputError: the file is missing, or not a record of a version that is understood.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["record_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a record of a video: {error!r}") from error
+    if version != RECORD_VERSION:
+        raise InputError(f"{path} is a record of version {version}, this program reads version {RECORD_VERSION}")
+    return record
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first thing that decides a video's content and differs between two records; None when nothing does."""
+    for part in ("prompt", "seed", "settings", "output", "components_sha256"):
+        if old[part] != new[part]:
+            return _first_difference(part, old[part], new[part])
+    if [x["sha256"] for x in old["references"]] != [x["sha256"] for x in new["references"]]:
+        return "another reference"
+    return None
+
+
+def _first_difference(name: str, old: Any, new: Any) -> str:
+    if name == "components_sha256":
+        return "another model"
+    if not isinstance(old, dict):
+        return f"{name} {old!r}, now {new!r}"
+    key = next(key for key in old if old[key] != new.get(key))
+    return _first_difference(key, old[key], new.get(key))
+
+
+def recorded_recipe(record: dict[str, Any]) -> Recipe:
+    """The model, settings and output of a record."""
+    return Recipe(ModelSpec(**record["model"]), Settings(**record["settings"]), Output(**record["output"]))
+
+
+def recorded_batch(record: dict[str, Any], path: Path, references: Sequence[Path] = ()) -> tuple[list[Job], int]:
+    """The jobs of a record's batch and the index of its video among them.
+
+    Args:
+        record: of `read_record`.
+        path: where the video goes.
+        references: pictures that have moved; they are recognised by their content.
+
+    Raises:
+        InputError: a reference is missing or has changed.
+    """
+    moved = {sha256(reference): reference for reference in references}
+    batch = record["batch"] or {"index": 0, "videos": [record]}
+    jobs = [
+        Job(tuple(_find(x, moved) for x in video["references"]), video["prompt"], video["seed"], path)
+        for video in batch["videos"]
+    ]
+    return jobs, batch["index"]
+
+
+def _find(reference: dict[str, str], moved: dict[str, Path]) -> Path:
+    if path := moved.get(reference["sha256"]):
+        return path
+    path = Path(reference["path"])
+    if not os.path.isfile(path):
+        raise InputError(f"reference {path} does not exist any more: give it with --reference")
+    if sha256(path) != reference["sha256"]:
+        raise InputError(f"reference {path} has changed since the video was made: give the old one with --reference")
+    return path
+
+
+def check_digests(record: dict[str, Any], digests: dict[str, str]) -> None:
+    """Makes sure that a model is the one a record was made with.
+
+    Raises:
+        InputError: a component differs.
+    """
+    recorded = record["components_sha256"]
+    changed = [name for name in recorded if digests.get(name) != recorded[name]]
+    if changed:
+        raise InputError(
+            f"the model differs from the one that made this video in: {', '.join(changed)}; "
+            "give the old one with --model, --motion-adapter and --weights"
+        )
