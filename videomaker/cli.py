@@ -231,21 +231,20 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None:
-    pipe, recipe = _prepare(recipe)
-    from videomaker.generate import make_videos
+    prepared = _prepare(recipe)
+    from videomaker.generate import make_videos, pending_jobs
 
-    steps, finished, kept = recipe.settings.steps, 0, 0
+    pending = pending_jobs(prepared, jobs, overwrite=overwrite)
+    finished = len(jobs) - len(pending)
+    if finished:
+        typer.echo(f"{finished} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
     try:
-        with _progress(f"{len(jobs)} videos" if len(jobs) > 1 else "video", len(jobs) * steps) as advance:
-            options = {"batch_size": batch_size, "overwrite": overwrite, "on_step": advance}
-            for _, was_there in make_videos(pipe, jobs, recipe, **options):
-                finished, kept = finished + 1, kept + was_there
-                advance(steps if was_there else 0)
+        with _progress(len(pending), prepared.recipe.settings.steps) as advance:
+            for _ in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
+                finished += 1
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
         raise
-    if kept:
-        typer.echo(f"{kept} of {len(jobs)} videos were there already; --overwrite makes them again", err=True)
     for job in jobs:
         typer.echo(job.path)
 
@@ -264,9 +263,9 @@ def _generate_again(
     target = output or path.with_name(old["video"])
     if request.output_format(target, recipe.output.format) and target.exists() and not overwrite:
         raise InputError(f"{target} exists: use --overwrite or another --output")
-    pipe, recipe = _prepare(replace(recipe, model=replace(recipe.model, **moved)))
-    with _progress("video", recipe.settings.steps) as advance:
-        same = replay(pipe, recipe, old, target, references=references, on_step=advance)
+    prepared = _prepare(replace(recipe, model=replace(recipe.model, **moved)))
+    with _progress(1, recipe.settings.steps) as advance:
+        same = replay(prepared, old, target, references=references, on_step=advance)
     typer.echo("the same bytes as the first time" if same else "NOT the same bytes as the first time", err=True)
     typer.echo(target)
 
@@ -297,21 +296,26 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
-def _progress(description: str, total: int):
-    """Shows a bar on stderr; yields the function that advances it."""
+def _progress(num_videos: int, num_steps: int):
+    """Shows a bar on stderr; yields the function that counts denoising steps, given the number of videos in them."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.fields[videos]} of {task.fields[num_videos]} videos"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} steps"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
+    with Progress(*columns, console=Console(stderr=True), disable=num_videos == 0) as progress:
+        task = progress.add_task("", total=num_videos * num_steps, videos=0, num_videos=num_videos)
+
+        def advance(count: int) -> None:
+            steps = progress.tasks[task].completed + count
+            progress.update(task, completed=steps, videos=int(steps // num_steps))
+
+        yield advance
 
 
 @app.command()

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ _GENERATION_KEYS = {
     "num_frames": "frames",
     "fps": "fps",
 }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded pipeline, the recipe with nothing left open, and the digests of the pipeline's parts."""
+
+    pipe: VideoMakerPipeline
+    recipe: Recipe
+    digests: dict[str, str]
 
 
 def resolve_model(spec: ModelSpec) -> ModelSpec:
@@ -136,7 +145,7 @@ def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
     return Settings(**settings), values.get("note")
 
 
-def prepare(asked: Recipe) -> tuple[VideoMakerPipeline, Recipe]:
+def prepare(asked: Recipe) -> Prepared:
     """Loads the model and fills in everything that was left to it, to the machine, or to the paper.
 
     Raises:
@@ -153,7 +162,7 @@ def prepare(asked: Recipe) -> tuple[VideoMakerPipeline, Recipe]:
     if output.upscale is None:
         factor = 1 if output.format == "frames" else media.default_upscale(settings.height, settings.width)
         output = replace(output, upscale=factor)
-    return pipe, Recipe(model, settings, output)
+    return Prepared(pipe, Recipe(model, settings, output), record.component_digests(pipe))
 
 
 def _resolve_settings(asked: Settings, defaults: Settings, pipe: VideoMakerPipeline) -> Settings:
@@ -180,55 +189,61 @@ def warn_of_cut_prompts(pipe: VideoMakerPipeline, prompts: Iterable[str]) -> Non
             logger.warning("a prompt has %d tokens, the model reads %d; cut off: %r", len(tokens), limit, cut)
 
 
-def make_videos(
-    pipe: VideoMakerPipeline,
-    jobs: Sequence[Job],
-    recipe: Recipe,
-    *,
-    batch_size: int = 1,
-    overwrite: bool = False,
-    on_step: Callable[[int], None] | None = None,
-) -> Iterator[tuple[Job, bool]]:
-    """Makes every video that is not there yet, and writes it with its record.
-
-    Args:
-        pipe, recipe: of `prepare`.
-        jobs: what to make.
-        batch_size: videos that go through the model together.
-        overwrite: whether videos that are there are made again.
-        on_step: called after every denoising step with the number of videos in it.
-
-    Yields:
-        Each job when its video is complete, and whether it had been there already.
+def pending_jobs(prepared: Prepared, jobs: Sequence[Job], *, overwrite: bool = False) -> list[Job]:
+    """The jobs whose videos are not there yet, or all of them with `overwrite`; checks what can be checked early.
 
     Raises:
-        InputError: a reference cannot be read, or a result is there that was made from something else.
-        OSError: a result cannot be written; nothing half written stays.
+        InputError: a reference cannot be read, a result could not be written, or one is there that was made from
+            something else.
     """
     for path in dict.fromkeys(path for job in jobs for path in job.references):
         media.load_reference(path)
-    digests = record.component_digests(pipe)
-    done = {job: None for job in jobs if not overwrite and _is_done(job, recipe, digests)}
-    pending = [job for job in jobs if job not in done]
-    for job in pending:
-        _check_writable(job.path.parent)
-    warn_of_cut_prompts(pipe, (job.prompt for job in pending))
-    yield from ((job, True) for job in done)
-    for start in range(0, len(pending), batch_size):
-        batch = pending[start : start + batch_size]
+    pending = [job for job in jobs if overwrite or not _is_done(job, prepared)]
+    for folder in {job.path.parent for job in pending}:
+        _check_writable(folder)
+    return pending
+
+
+def make_videos(
+    prepared: Prepared,
+    jobs: Sequence[Job],
+    *,
+    batch_size: int = 1,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[Job]:
+    """Makes videos and writes each with its record.
+
+    Args:
+        prepared: of `prepare`.
+        jobs: of `pending_jobs`.
+        batch_size: videos that go through the model together.
+        on_step: called after every denoising step with the number of videos in it.
+
+    Yields:
+        Each job when its video is complete.
+
+    Raises:
+        InputError: see `render`.
+        OSError: a result cannot be written; nothing half written stays.
+    """
+    pipe, recipe = prepared.pipe, prepared.recipe
+    warn_of_cut_prompts(pipe, (job.prompt for job in jobs))
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
         videos = render(pipe, batch, recipe.settings, on_step)
         for index, (job, frames) in enumerate(zip(batch, videos, strict=True)):
-            write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, digests))
-            yield job, False
+            write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, prepared.digests))
+            yield job
 
 
-def _is_done(job: Job, recipe: Recipe, digests: dict[str, str]) -> bool:
+def _is_done(job: Job, prepared: Prepared) -> bool:
     if not job.path.exists():
         return False
     path = record.record_path(job.path)
     if not path.exists():
         raise InputError(f"{job.path} exists without its record: use --overwrite or another --output")
-    if what := record.difference(record.read_record(path), record.make_record([job], 0, recipe, digests)):
+    wanted = record.make_record([job], 0, prepared.recipe, prepared.digests)
+    if what := record.difference(record.read_record(path), wanted):
         raise InputError(f"{job.path} exists and was made with {what}: use --overwrite or another --output")
     return True
 
@@ -307,8 +322,7 @@ def write_result(path: Path, frames: np.ndarray, recipe: Recipe, description: di
 
 
 def replay(
-    pipe: VideoMakerPipeline,
-    recipe: Recipe,
+    prepared: Prepared,
     old: dict[str, Any],
     path: Path,
     *,
@@ -318,7 +332,7 @@ def replay(
     """Makes the video of a record again.
 
     Args:
-        pipe, recipe: of `prepare(record.recorded_recipe(old))`, perhaps with the model elsewhere.
+        prepared: of `prepare(record.recorded_recipe(old))`, perhaps with the model elsewhere.
         old: of `record.read_record`.
         path: the video to write.
         references: pictures that have moved.
@@ -331,13 +345,12 @@ def replay(
         InputError: the model or a reference is not what it was.
     """
     jobs, index = record.recorded_batch(old, path, references)
-    digests = record.component_digests(pipe)
-    record.check_digests(old, digests)
+    record.check_digests(old, prepared.digests)
     _check_writable(path.parent)
     torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
-    frames = render(pipe, jobs, recipe.settings, on_step)[index]
-    new = record.make_record(jobs, index, recipe, digests)
-    write_result(path, frames, recipe, new)
+    frames = render(prepared.pipe, jobs, prepared.recipe.settings, on_step)[index]
+    new = record.make_record(jobs, index, prepared.recipe, prepared.digests)
+    write_result(path, frames, prepared.recipe, new)
     return record.read_record(record.record_path(path))["video_sha256"] == old["video_sha256"]
 
 
