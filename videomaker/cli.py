@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,6 +45,14 @@ data_app = typer.Typer(help="Make, index and prepare data for training.", no_arg
 app.add_typer(data_app, name="data")
 
 
+@cache
+def _console():
+    """The one console on stderr, shared so that messages pass above a progress bar."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -59,10 +68,9 @@ def _options(
 ) -> None:
     import logging
 
-    from rich.console import Console
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    handler = RichHandler(console=_console(), show_time=False, show_path=False)
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
     for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
@@ -238,15 +246,17 @@ def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None
     finished = len(jobs) - len(pending)
     if finished:
         typer.echo(f"{finished} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
+    for job in jobs:
+        if job not in pending:
+            typer.echo(job.path)
     try:
         with _progress(len(pending), prepared.recipe.settings.steps) as advance:
-            for _ in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
+            for job in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
                 finished += 1
+                typer.echo(job.path)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
         raise
-    for job in jobs:
-        typer.echo(job.path)
 
 
 def _generate_again(
@@ -271,9 +281,7 @@ def _generate_again(
 
 
 def _prepare(recipe):
-    from rich.console import Console
-
-    with Console(stderr=True).status("Loading the model"):
+    with _console().status("Loading the model"):
         _quiet_libraries()
         from videomaker.generate import prepare
 
@@ -298,9 +306,11 @@ def _quiet_libraries() -> None:
 @contextmanager
 def _progress(num_videos: int, num_steps: int):
     """Shows a bar on stderr; yields the function that counts denoising steps, given the number of videos in them."""
-    from rich.console import Console
+    import sys
+
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    hidden = num_videos == 0 or not _console().is_terminal
     columns = (
         TextColumn("{task.fields[videos]} of {task.fields[num_videos]} videos"),
         BarColumn(),
@@ -308,7 +318,8 @@ def _progress(num_videos: int, num_steps: int):
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=num_videos == 0) as progress:
+    # Paths printed meanwhile pass above the bar, unless they go to a file or a pipe.
+    with Progress(*columns, console=_console(), redirect_stdout=sys.stdout.isatty(), disable=hidden) as progress:
         task = progress.add_task("", total=num_videos * num_steps, videos=0, num_videos=num_videos)
 
         def advance(count: int) -> None:
