@@ -19,7 +19,7 @@ CORE = [
     "tqdm>=4.66",
 ]
 EXTRAS = {
-    "train": ["deepspeed>=0.18", "pyyaml>=6", "tensorboard>=2.16", "webdataset>=1.0"],
+    "train": ["deepspeed>=0.18", "pydantic>=2", "pyyaml>=6", "tensorboard>=2.16", "webdataset>=1.0"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "eval": ["matplotlib>=3.8"],
     "flash": ["flash-attn>=2.7"],
