@@ -53,6 +53,7 @@ def train(config) -> None:
     from torch import distributed as dist
     from videomaker.train.config import save_config
     from videomaker.train.engine import start_distributed
+    from videomaker.train.export import export_run
     from videomaker.train.guards import StopRequest
     from videomaker.train.trainer import Trainer
 
@@ -63,8 +64,11 @@ def train(config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(save_config(config), encoding="utf-8")
         (folder / "deepspeed.json").write_text(json.dumps(trainer.ds_json, indent=2), encoding="utf-8")
-    trainer.run(stop)
+    finished = trainer.run(stop)
+    dist.barrier()
     dist.destroy_process_group()
+    if finished and trainer.rank == 0:
+        print(f"exported {export_run(Path(config.output))}")
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -97,10 +97,17 @@ class Autoencoder(nn.Module):
             decoded = self.vae.decode(posterior.sample(source)).sample
         reconstruction = F.l1_loss(decoded.float(), frames.float())
         kl = posterior.kl().float().mean() / frames[0].numel()
-        return {"loss": reconstruction + self.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
+        return {
+            "loss": reconstruction + self.kl_weight * kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "latent_std": posterior.mean.float().std(),  # the scaling factor of the finished VAE is its inverse
+        }
 
 
-def load_pipeline(model: ModelConfig, *, dtype: torch.dtype, seed: int) -> VideoMakerPipeline:
+def load_pipeline(
+    model: ModelConfig, *, dtype: torch.dtype, seed: int, reference_cross_attention: bool = True
+) -> VideoMakerPipeline:
     """The pipeline of `model.path`, with the components of `model.from_scratch` at random from `seed`.
 
     Raises:
@@ -115,7 +122,11 @@ def load_pipeline(model: ModelConfig, *, dtype: torch.dtype, seed: int) -> Video
     if model.vae:
         arguments["vae"] = AutoencoderKL.from_pretrained(model.vae, torch_dtype=dtype)
     return VideoMakerPipeline.from_pretrained(
-        model.path, torch_dtype=dtype, attention_backend=model.attention_backend, **arguments
+        model.path,
+        torch_dtype=dtype,
+        attention_backend=model.attention_backend,
+        reference_cross_attention=reference_cross_attention,
+        **arguments,
     )
 
 

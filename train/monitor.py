@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -76,11 +77,10 @@ class Monitor:
         if self._wandb:
             self._wandb.log({f"{table}/{name}": value for name, value in values.items()}, step=step)
 
-    def video(self, name: str, frames: torch.Tensor, step: int, fps: int) -> None:
-        """Shows a video `[F, 3, H, W]`, uint8."""
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Shows a picture `[H, W, 3]`, uint8."""
         if self.active:
-            self._board.add_image(f"samples/{name}", torch.cat(list(frames), dim=-1), step)
-            self._board.flush()
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def say(self, message: str) -> None:
         """Prints a line without breaking the progress bar."""

@@ -16,6 +16,7 @@ from videomaker.errors import InputError
 from . import checkpoint as checkpoints
 from .config import DataConfig, TrainConfig
 from .engine import deepspeed_json, initialize, learning_rate
+from .evaluation import Evaluation
 from .guards import LossGuard, StopRequest, Watchdog
 from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae, prepare_denoiser, tokenize
 from .monitor import Monitor, memory_gib
@@ -43,10 +44,12 @@ class Trainer:
         self.accumulation = config.accumulation(self.world_size)
         self.ds_json = deepspeed_json(config, self.world_size)
         self.step = 0
+        self.means: dict[str, float] = {}  # of the last step
         self.guard = LossGuard(config.guards)
         self.checkpoints = checkpoints.Checkpoints(self.folder / "checkpoints", config.checkpoint)
         self._build_model()
         self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
+        self.evaluation = Evaluation(self)
         self._resume()
 
     # --- what it is made of
@@ -58,7 +61,12 @@ class Trainer:
             vae = load_vae(config.model, seed=config.seed)
             self.learner = Autoencoder(vae, config.method.kl_weight, autocast=config.precision == "autocast")
             return
-        self.pipeline = load_pipeline(config.model, dtype=DTYPES[config.precision], seed=config.seed)
+        self.pipeline = load_pipeline(
+            config.model,
+            dtype=DTYPES[config.precision],
+            seed=config.seed,
+            reference_cross_attention=config.method.reference_cross_attention,
+        )
         self.learner = prepare_denoiser(self.pipeline, config)
         self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
         self.pipeline.vae.to(self.device)
@@ -129,7 +137,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of the steps done so far; all ranks call it."""
-        state = {"guard": self.guard.state_dict(), "data": self.loader.state_dict()}
+        state = {"guard": self.guard.state_dict(), "data": self.loader.state_dict(), "metrics": self.means}
         self.checkpoints.save(self.engine, self.step, state, ema=self.config.optimizer.ema_decay > 0)
 
     # --- the loop
@@ -144,22 +152,31 @@ class Trainer:
         self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
         watchdog = Watchdog(self.config.guards.watchdog, stop)
         batches = iter(self.loader)
-        saved = self.step
         try:
             while self.step < self.config.steps:
                 stopping = self._optimizer_step(batches, stop)
                 watchdog.beat()
-                every = self.config.checkpoint.every
-                if stopping or self.step == self.config.steps or (every and self.step % every == 0):
+                if stopping or self._due(self.config.checkpoint.every, last=True):
                     self.save()
-                    saved = self.step
                     watchdog.beat()
                 if stopping:
-                    self.monitor.say(f"stopped at step {saved} ({stop.reason or 'another rank was asked to stop'})")
+                    self.monitor.say(f"stopped at step {self.step}: {stop.reason or 'another rank was asked to'}")
                     return False
+                self._evaluate(watchdog)
         finally:
             self.monitor.close()
         return True
+
+    def _due(self, every: int, *, last: bool = False) -> bool:
+        return (bool(every) and self.step % every == 0) or (last and self.step == self.config.steps)
+
+    def _evaluate(self, watchdog: Watchdog) -> None:
+        if self.evaluation.batches and self._due(self.config.validation.every):
+            self.monitor.record("held_out", self.step, self.evaluation.losses())
+            watchdog.beat()
+        if self.evaluation.samples and self._due(self.config.sampling.every):
+            self.evaluation.write_samples(self.folder / "samples" / f"step-{self.step:08d}")
+            watchdog.beat()
 
     def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
         """One optimizer step on every rank; returns whether any rank was asked to stop."""
@@ -172,6 +189,7 @@ class Trainer:
             if micro_step < self.accumulation - 1:
                 self.engine.step()
         means, stopping = self._agree(sums, bool(stop.reason))
+        self.means = means
         objection = self.guard.objection(means["loss"])
         optimizer = self.engine.basic_optimizer
         optimizer.refuse = bool(objection)

@@ -1,0 +1,189 @@
+"""From a run to what people load: a partial checkpoint, a pipeline folder or a VAE folder, with a model card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from videomaker import __version__
+from videomaker.errors import InputError
+from videomaker.files import atomic_directory, atomic_path
+from videomaker.weights import save_partial
+
+from .checkpoint import WEIGHTS, Checkpoints, Found
+from .config import TrainConfig, load_config, save_config
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's configuration and its newest complete checkpoint."""
+
+    folder: Path
+    config: TrainConfig
+    found: Found
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether the run kept a moving average of its weights."""
+        return (self.found.folder / WEIGHTS["ema"]).is_file()
+
+    def weights(self, ema: bool) -> dict[str, torch.Tensor]:
+        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`."""
+        return load_file(self.found.folder / WEIGHTS["ema" if ema else "weights"])
+
+
+def open_run(folder: Path, *, report: Callable[[str], None] = print) -> Run:
+    """Reads the run in `folder`.
+
+    Raises:
+        InputError: `folder` is no run, or has no complete checkpoint.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} is not a run's folder (it has no config.yaml); give the `output` of a training run")
+    config = load_config(str(folder / "config.yaml"))
+    found = Checkpoints(folder / "checkpoints", config.checkpoint).newest_complete(report)
+    if found is None:
+        raise InputError(f"{folder} has no complete checkpoint yet; train until the first one, or stop it with SIGTERM")
+    return Run(folder, config, found)
+
+
+def export_run(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    dtype: str = "",
+    ema: bool | None = None,
+    whole: bool = False,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Writes what a run made, complete or not at all, and a model card beside it.
+
+    A run of task `subject` gives a partial checkpoint with the names of the published ones, which
+    `load_videomaker_weights` reads; `text` gives a pipeline folder, `autoencoder` a VAE folder.
+
+    Args:
+        folder: the run.
+        out: the file or folder to write; default in `folder/export`.
+        dtype: "bf16", "fp16" or "fp32"; by default bf16, and fp32 for what the next training starts from.
+        ema: the moving average of the weights, or not; `None`: if the run kept one.
+        whole: a pipeline folder for a run of task `subject` as well.
+        report: hears about damaged checkpoints.
+
+    Raises:
+        InputError: no run, no checkpoint, no moving average, or an unknown dtype.
+    """
+    if dtype and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
+    run = open_run(folder, report=report)
+    dtype = dtype or ("bf16" if run.config.task == "subject" else "fp32")
+    ema = run.has_ema if ema is None else ema
+    if ema and not run.has_ema:
+        raise InputError(f"{folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999")
+    task = run.config.task
+    state, card = run.weights(ema), model_card(run, dtype=dtype, ema=ema)
+    if task == "subject" and not whole:
+        return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
+    out = out or folder / ("export" if task != "subject" else "export/pipeline")
+    with atomic_directory(out) as temporary:
+        _loaded(run, state).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
+        if task != "autoencoder":
+            (temporary / "generation.json").write_text(json.dumps(_generation_defaults(run)), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name.removeprefix("unet."): value for name, value in state.items()}
+    about = {"videomaker": __version__, "steps": str(run.found.step), "config": save_config(run.config)}
+    save_partial(tensors, out, dtype=DTYPES[dtype], metadata=about)
+    with atomic_path(out.with_suffix(".md")) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return out
+
+
+def _loaded(run: Run, state: dict[str, torch.Tensor]):
+    """The run's pipeline, or its VAE, with the trained weights in place."""
+    from .model import load_pipeline, load_vae
+
+    config = run.config
+    if config.task == "autoencoder":
+        vae = load_vae(config.model, seed=config.seed)
+        vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})
+        vae.register_to_config(scaling_factor=1 / run.found.state["metrics"]["latent_std"])
+        return vae
+    pipeline = load_pipeline(
+        config.model, dtype=torch.float32, seed=config.seed,
+        reference_cross_attention=config.method.reference_cross_attention,
+    )  # fmt: skip
+    for component in ("unet", "text_encoder"):
+        part = {n.removeprefix(f"{component}."): v for n, v in state.items() if n.startswith(f"{component}.")}
+        getattr(pipeline, component).load_state_dict(part, strict=False)
+    return pipeline
+
+
+def _generation_defaults(run: Run) -> dict[str, int | float]:
+    """What `videomaker generate` should do without being told: what the model was trained for."""
+    data, sampling = run.config.data, run.config.sampling
+    return {
+        "num_frames": data.num_frames,
+        "height": data.height,
+        "width": data.width,
+        "fps": sampling.fps,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+    }
+
+
+def model_card(run: Run, *, dtype: str, ema: bool) -> str:
+    """Markdown that says what the weights are and how they came about."""
+    config, state = run.config, run.found.state
+    kind = {"subject": "subject-driven video", "text": "text to video", "autoencoder": "a video frame autoencoder"}
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in state["metrics"].items())
+    return f"""---
+library_name: videomaker
+tags: [{config.task}, video-generation]
+---
+# {run.folder.name}: {kind[config.task]}
+
+| | |
+|---|---|
+| Base model | `{config.model.path}` {f"with `{config.model.motion_adapter}`" if config.model.motion_adapter else ""} |
+| Data | {_data_line(run)} |
+| Steps | {run.found.step} of {config.steps}, {config.batch_size} clips each |
+| Last losses | {metrics} |
+| Weights | {dtype}{", moving average" if ema else ""} |
+| Made with | videomaker {__version__}, commit {source_commit()} |
+
+## Configuration
+
+```yaml
+{save_config(config).strip()}
+```
+"""
+
+
+def _data_line(run: Run) -> str:
+    data = run.config.data
+    clips = run.found.state["data"].get("num_clips", "an endless stream of")
+    return (
+        f"`{data.manifest or run.config.dataset}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
+        f"stride {data.frame_stride}, {data.width}×{data.height}"
+    )
+
+
+def source_commit() -> str:
+    """The git commit of the source tree, "unknown" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
