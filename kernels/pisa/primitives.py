@@ -1,0 +1,168 @@
+"""What the forward and the backward kernels share: tiles of a head, products of tiles, program indices.
+
+A head of D columns is held as a pair `(main, tail)` of tiles whose widths are powers of two, e.g. 80 = 64 + 16, because
+padding 80 to 128 would cost 1.6 times the matrix work. A head without tail repeats its main tile, which nobody reads.
+
+Token order is `[frame 0 | … | frame F-1 | reference]`, so "frame F" starts where the reference starts.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def head_pointer(pointer, batch, token, head, stride_batch, stride_token, stride_head, ALIGN: tl.constexpr):
+    """Address of column 0 of one token's head, in 64-bit arithmetic; every stride is a multiple of ALIGN."""
+    offset = tl.cast(batch, tl.int64) * stride_batch + tl.cast(token, tl.int64) * stride_token
+    return pointer + tl.multiple_of(offset + tl.cast(head, tl.int64) * stride_head, ALIGN)
+
+
+@triton.jit
+def contiguous_pointer(pointer, batch, token, head, num_tokens, num_heads, D: tl.constexpr):
+    """Address of column 0 of one token's head in a contiguous `[batch, num_tokens, num_heads, D]`."""
+    return pointer + ((tl.cast(batch, tl.int64) * num_tokens + token) * num_heads + head) * D
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """The same stride, in a form from which the compiler sees that vector loads are allowed."""
+    return stride // ALIGN * ALIGN
+
+
+@triton.jit
+def load_columns(
+    pointer, num_rows, stride_token, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """One of the two tiles of `load_tile`: WIDTH columns from FIRST on."""
+    rows = tl.arange(0, BLOCK)
+    columns = FIRST + tl.arange(0, WIDTH)
+    pointers = pointer + rows[:, None] * stride_token + columns[None, :]  # [BLOCK, WIDTH]
+    if EVEN and FIRST + WIDTH <= D:
+        tile = tl.load(pointers)
+    elif EVEN:
+        tile = tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+    else:
+        tile = tl.load(pointers, mask=(rows < num_rows)[:, None] & (columns < D)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def load_tile(
+    pointer, num_rows, stride_token, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """BLOCK tokens of one head, `[BLOCK, D]`; zero past `num_rows` (not looked at when EVEN) and past column D."""
+    main = load_columns(pointer, num_rows, stride_token, 0, MAIN, D, BLOCK, EVEN)
+    if TAIL == 0:
+        return (main, main)
+    else:
+        return (main, load_columns(pointer, num_rows, stride_token, MAIN, TAIL, D, BLOCK, EVEN))
+
+
+@triton.jit
+def store_columns(pointer, tile, num_rows, stride_token, FIRST: tl.constexpr, D: tl.constexpr):
+    """One of the two tiles of `store_tile`."""
+    rows = tl.arange(0, tile.shape[0])
+    columns = FIRST + tl.arange(0, tile.shape[1])
+    pointers = pointer + rows[:, None] * stride_token + columns[None, :]
+    mask = (rows < num_rows)[:, None] & (columns < D)[None, :]
+    tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_tile(pointer, tile, num_rows, stride_token, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """Writes the first `num_rows` rows and D columns of a tile `[BLOCK, D]`, rounded to the pointer's dtype."""
+    store_columns(pointer, tile[0], num_rows, stride_token, 0, D)
+    if TAIL > 0:
+        store_columns(pointer, tile[1], num_rows, stride_token, MAIN, D)
+
+
+@triton.jit
+def zero_tile(BLOCK: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+    """An fp32 accumulator `[BLOCK, D]`."""
+    main = tl.zeros((BLOCK, MAIN), tl.float32)
+    if TAIL == 0:
+        return (main, main)
+    else:
+        return (main, tl.zeros((BLOCK, TAIL), tl.float32))
+
+
+@triton.jit
+def scale_tile(tile, row_scale, TAIL: tl.constexpr):
+    """Multiplies each row of `[BLOCK, D]` by its factor: `row_scale` is `[BLOCK, 1]` or a scalar."""
+    if TAIL == 0:
+        return (tile[0] * row_scale, tile[1])
+    else:
+        return (tile[0] * row_scale, tile[1] * row_scale)
+
+
+@triton.jit
+def add_tiles(a, b, TAIL: tl.constexpr):
+    """The sum of two tiles `[BLOCK, D]`."""
+    if TAIL == 0:
+        return (a[0] + b[0], a[1])
+    else:
+        return (a[0] + b[0], a[1] + b[1])
+
+
+@triton.jit
+def dot_heads(a, b, TAIL: tl.constexpr, PRECISION: tl.constexpr):
+    """`a bᵀ` over the head's columns: `[A, D] × [B, D] → [A, B]` in fp32."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    if TAIL > 0:
+        product = tl.dot(a[1], tl.trans(b[1]), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def accumulate_rows(accumulator, weights, tile, TAIL: tl.constexpr, PRECISION: tl.constexpr):
+    """`accumulator + weights @ tile`: `[A, D] + [A, B] × [B, D]`; the weights are rounded to the tile's dtype."""
+    weights = weights.to(tile[0].dtype)
+    main = tl.dot(weights, tile[0], accumulator[0], input_precision=PRECISION)
+    if TAIL == 0:
+        return (main, accumulator[1])
+    else:
+        return (main, tl.dot(weights, tile[1], accumulator[1], input_precision=PRECISION))
+
+
+@triton.jit
+def group_bounds(group, num_groups, num_items):
+    """The contiguous share `[first, last)` of `num_items` frames that a group takes; shares differ by at most one."""
+    return group * num_items // num_groups, (group + 1) * num_items // num_groups
+
+
+@triton.jit
+def reference_or_frame(
+    num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What this program of the 1-D grid works on: `(is_reference, tile, head, batch, index)`.
+
+    The reference's programs come first, since they are the longest: a tile of the reference against a group of frames,
+    `index` being the group. Then the frames' programs: a tile of one frame, `index` being the frame. The tile runs
+    fastest, so that neighbours share what they read in the L2 cache.
+    """
+    program = tl.program_id(0)
+    is_reference = program < num_reference_programs
+    program = tl.where(is_reference, program, program - num_reference_programs)
+    num_tiles = tl.cdiv(tl.where(is_reference, num_reference, num_tokens), BLOCK)
+    num_items = tl.where(is_reference, num_groups, num_frames)
+    outer = program // num_tiles // num_heads
+    return is_reference, program % num_tiles, program // num_tiles % num_heads, outer // num_items, outer % num_items
+
+
+@triton.jit
+def sum_groups(partials, out, num_groups, size, stride_out_batch, BLOCK: tl.constexpr):
+    """`out[b, :size] = Σ_g partials[b, g, :size]`, in a fixed order: two runs give the same bits.
+
+    Args:
+        partials: fp32 `[B, G, size]`, one contiguous share of the sum per group of frames.
+        out: its reference tokens are contiguous, `size = M·H·D` elements per batch element.
+    """
+    batch = tl.cast(tl.program_id(1), tl.int64)
+    columns = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for group in range(num_groups):
+        total += tl.load(partials + (batch * num_groups + group) * size + columns, mask=mask, other=0.0)
+    tl.store(out + batch * stride_out_batch + columns, total.to(out.dtype.element_ty), mask=mask)
