@@ -12,11 +12,18 @@ import av
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
+from tiny import tiny_pipeline
+from videomaker.train import index
 from videomaker.train import manifest as manifests
+from videomaker.train import shards as shard_files
 from videomaker.train.augment import NONE, Augmentation, affine_on_white, augment_reference
-from videomaker.train.dataset import DataConfig, build_dataset, build_loader, epoch_order
+from videomaker.train.cache import build_cache, open_cache
+from videomaker.train.check import check_manifest, write_clean
+from videomaker.train.dataset import DataConfig, build_dataset, build_loader, decode_window, epoch_order
 from videomaker.train.reference import crop_to_box, mask_on_white
+from videomaker.train.shards import write_shards
 from videomaker.train.video import ClipError, open_video, probe
 
 from videomaker.errors import InputError
@@ -390,3 +397,292 @@ def test_highlighting_needs_masks(folder, tmp_path):
     write_lines(tmp_path / "manifest.jsonl", [{"video": "a.mp4", "caption": "x"}])
     with pytest.raises(InputError, match="1 of 1 clips have no mask for their reference, first 'a'"):
         build_dataset(config_of(tmp_path), seed=0)
+
+
+def test_check_lists_every_problem_and_writes_the_rest(tmp_path):
+    write_video(tmp_path / "good.mp4", 20)
+    write_video(tmp_path / "claims.mp4", 20)
+    damage(write_video(tmp_path / "damaged.mp4", 20, options={"g": "1"}))
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    path = write_lines(
+        tmp_path / "manifest.jsonl",
+        [
+            {"video": "good.mp4", "caption": "x"},
+            "{",
+            {"video": "gone.mp4", "caption": "x"},
+            {"video": "claims.mp4", "caption": "x", "num_frames": 21},
+            {"video": "damaged.mp4", "caption": "x"},
+            {"id": "small mask", "video": "good.mp4", "caption": "x", "refs": [{"frame": 0, "mask": "mask.png"}]},
+        ],
+    )
+    report = check_manifest(path)
+    assert [clip.id for clip in report.good] == ["good"]
+    assert [(where, reason) for where, reason, _ in sorted(report.problems)] == [
+        (f"{path}:2", "bad line"),
+        (f"{path}:3", "missing"),
+        (f"{path}:4", "too short"),
+        (f"{path}:5", "broken"),
+        (f"{path}:6", "bad reference"),
+    ]
+    assert "the mask has 8x8 pixels, its picture 32x32" in sorted(report.problems)[-1][2]
+    write_clean(report, path, tmp_path / "clean.jsonl")
+    assert manifests.read_manifest(tmp_path / "clean.jsonl") == report.good
+    with pytest.raises(InputError, match="are relative to its folder"):
+        write_clean(report, path, tmp_path / "elsewhere" / "clean.jsonl")
+
+
+# The layouts of published data sets
+
+
+@pytest.fixture
+def celebv_text(tmp_path):
+    root = tmp_path / "CelebV-Text"
+    ids = ["0-5BrmyFsYM_0", "0-5BrmyFsYM_1", "a_b_c_d_e_f_2", "nodescript_3", "notfetched_4", "damaged____5"]
+    root.mkdir()
+    entries = {name: {"ytb_id": name.rpartition("_")[0], "bbox": {"top": 0}} for name in ids}
+    (root / "celebvtext_info.json").write_text(json.dumps({"clips": entries}))
+    for name in ["0-5BrmyFsYM_0_0", "0-5BrmyFsYM_0_1", "0-5BrmyFsYM_1", "a_b_c_d_e_f_2_0", "nodescript_3_0"]:
+        write_video(root / "videos" / "celebvtext_6" / f"{name}.mp4", 20)
+    (root / "videos" / "celebvtext_6" / "damaged____5_0.mp4").write_text("<html>")
+    (root / "videos" / "celebvtext_6" / "unlisted_6_0.mp4").write_text("not looked at")
+    for kind, name, text in [
+        ("action_dur", "0-5BrmyFsYM_0", "He talks.\n\nHe smiles.\n"),
+        ("face40_details_new", "0-5BrmyFsYM_0", "A man with a beard.\nHe talks.\n"),
+        ("light_colot_temp", "0-5BrmyFsYM_1", "The light is warm.\n"),
+        ("emotion", "a_b_c_d_e_f_2_0", "She is happy.\n"),
+        ("emotion", "damaged____5", "x"),
+        ("emotion", "notfetched_4", "x"),
+        ("notes", "nodescript_3", "not a description"),
+    ]:
+        (root / "texts" / kind).mkdir(parents=True, exist_ok=True)
+        (root / "texts" / kind / f"{name}.txt").write_text(text)
+    return root
+
+
+def test_celebv_text_is_indexed(celebv_text, tmp_path):
+    out = tmp_path / "manifests" / "people.jsonl"
+    count, dropped = index.build_manifest(index.index_celebv_text(celebv_text), out)
+    clips = {clip.id: clip for clip in manifests.read_manifest(out)}
+    assert count == len(clips) == 4
+    assert dropped == {"missing": 1, "no description": 1, "not a video": 1}
+    assert clips["0-5BrmyFsYM_0_1"].captions == ("A man with a beard.", "He talks.", "He smiles.")
+    assert clips["0-5BrmyFsYM_1"].captions == ("The light is warm.",)
+    assert clips["a_b_c_d_e_f_2_0"].captions == ("She is happy.",)
+    first = clips["0-5BrmyFsYM_0_0"]
+    assert first.video == "../CelebV-Text/videos/celebvtext_6/0-5BrmyFsYM_0_0.mp4"
+    assert (first.num_frames, first.fps, first.width, first.height) == (20, 25, SIZE, SIZE)
+
+
+def test_a_source_video_is_in_one_split(celebv_text, tmp_path):
+    info = celebv_text / "celebvtext_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text())["clips"]))  # the other spelling of the file
+    split_of = {}
+    for fraction in (0.3, 0.6, 1.0):
+        out = tmp_path / f"{fraction}.jsonl"
+        index.build_manifest(index.index_celebv_text(celebv_text), out, val_fraction=fraction)
+        for clip in manifests.read_manifest(out):
+            assert split_of.setdefault((fraction, clip.id[:11]), clip.split) == clip.split
+    assert {split for (fraction, _), split in split_of.items() if fraction == 1.0} == {"val"}
+
+
+@pytest.fixture
+def videobooth(tmp_path):
+    root = tmp_path / "VideoBooth"
+    labels = [
+        {"value": 0, "label": "background"},
+        {"value": 1, "label": "dog", "logit": 0.8, "box": [4.5, 2, 20, 24.9]},
+        {"value": 2, "label": "small dog", "logit": 0.5, "box": [0, 0, 4, 4]},
+    ]
+    rows = {"100": labels, "101": labels, "102": labels[:1], "103": [{"value": 1, "label": "dog"}], "104": None}
+    rows["105"] = [{**labels[1], "box": [9, 9, 3, 3]}]
+    (root / "dog").mkdir(parents=True)
+    table = "".join(f"{number},pages/0,A dog runs; number {number}\n" for number in rows)
+    (root / "dog.csv").write_text("videoid,page_dir,name\n" + table)
+    for number, content in rows.items():
+        if number != "101":
+            write_video(root / "videos" / "pages" / "0" / f"{number}.mp4", 20)
+        if content:
+            (root / "dog" / number).mkdir()
+            (root / "dog" / number / "mask.json").write_text(json.dumps(content))
+            (root / "parsing" / number).mkdir(parents=True)
+            Image.new("L", (SIZE, SIZE), 1).save(root / "parsing" / number / "mask_1.png")
+    return root
+
+
+def test_videobooth_is_indexed(videobooth, tmp_path):
+    out = tmp_path / "objects.jsonl"
+    count, dropped = index.build_manifest(index.index_videobooth(videobooth, masks=videobooth / "parsing"), out)
+    (clip,) = manifests.read_manifest(out)
+    assert count == 1
+    assert dropped == {"missing": 1, "no mask": 2, "bad mask.json": 2}
+    assert (clip.id, clip.category, clip.subject_phrase) == ("dog-100", "dog", "dog")
+    assert clip.captions == ("A dog runs; number 100",)
+    mask = "VideoBooth/parsing/100/mask_1.png"
+    assert clip.refs == (manifests.Reference(frame=0, mask=mask, box=(4.5, 2, 20, 24.9)),)
+    config = dataclasses.replace(config_of(tmp_path, crop_to_subject=True), manifest=str(out))
+    assert take(build_loader(build_dataset(config, seed=0), batch_size=1), 1)
+
+
+@pytest.mark.parametrize("layout", ["celebv-text", "videobooth"])
+def test_another_folder_is_refused(tmp_path, layout):
+    with pytest.raises(InputError, match="--root"):
+        index.build_manifest(index.LAYOUTS[layout](tmp_path), tmp_path / "m.jsonl")
+    (tmp_path / "celebvtext_info.json").write_text("{}")
+    (tmp_path / "dog.csv").write_text("videoid,page_dir,name\n")
+    with pytest.raises(InputError, match="no clip can be used"):
+        index.build_manifest(index.LAYOUTS[layout](tmp_path), tmp_path / "m.jsonl")
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+# Shards
+
+
+@pytest.fixture
+def shards(folder, tmp_path):
+    write_shards(folder / "manifest.jsonl", tmp_path / "shards", clips_per_shard=5)
+    return tmp_path / "shards"
+
+
+def test_shards_hold_the_same_samples(folder, shards):
+    plain, packed = (build_dataset(config_of(root), seed=0) for root in (folder, shards))
+    assert [path.name for path in sorted(shards.glob("*.tar"))] == [f"shard-{n:06d}.tar" for n in range(3)]
+    assert [clip.id for clip in packed.clips] == [clip.id for clip in plain.clips]
+    for index_ in (0, 6, 10):
+        assert_same_batches([plain[0, index_]], [packed[0, index_]])
+    with pytest.raises(InputError, match=r"missing: 1.*shard-000002.tar"):
+        (shards / "shard-000002.tar").unlink()
+        build_dataset(config_of(shards), seed=0)
+
+
+def test_shards_are_read_one_after_the_other(shards):
+    dataset = build_dataset(config_of(shards), seed=0)
+    for epoch in range(3):
+        order = [dataset.clips[i].shard for i in epoch_order(dataset.clips, seed=0, epoch=epoch)]
+        assert len(list(itertools.groupby(order))) == 3
+    loader = build_loader(dataset, batch_size=1, num_workers=1)
+    whole = take(loader, 6)
+    resumed = build_loader(dataset, batch_size=1)
+    resumed.load_state_dict({**loader.state_dict(), "position": 4})
+    assert_same_batches(take(resumed, 2), whole[4:])
+
+
+def test_webdataset_reads_the_shards(shards):
+    samples = list(webdataset.WebDataset(str(shards / "shard-{000000..000002}.tar"), shardshuffle=False))
+    assert len(samples) == 12
+    assert json.loads(samples[3]["json"])["id"] == "clip-3"
+    assert {"mp4", "mask0.png", "mask1.png"} <= samples[3].keys()
+
+
+def test_sharding_goes_on_after_an_interruption(folder, shards, tmp_path, monkeypatch):
+    interrupted = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        pack = shard_files._pack
+        patch.setattr(
+            shard_files, "_pack", lambda clip, key, root: pack(clip, key, root) if key < "00000007" else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            write_shards(folder / "manifest.jsonl", interrupted, clips_per_shard=5)
+    assert sorted(path.name for path in interrupted.iterdir()) == ["plan.json", "shard-000000.tar"]
+    first = (interrupted / "shard-000000.tar").stat().st_mtime_ns
+    assert write_shards(folder / "manifest.jsonl", interrupted, clips_per_shard=5) == (12, {})
+    assert (interrupted / "shard-000000.tar").stat().st_mtime_ns == first
+    for path in shards.iterdir():
+        assert (interrupted / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="holds shards of another manifest or size"):
+        write_shards(folder / "manifest.jsonl", interrupted, clips_per_shard=6)
+
+
+def test_sharding_leaves_bad_clips_out(tmp_path):
+    write_video(tmp_path / "good.mp4", 20)
+    (tmp_path / "bad.mp4").write_text("hello")
+    names = ["bad", "good", "gone"]
+    path = write_lines(tmp_path / "manifest.jsonl", [{"video": f"{name}.mp4", "caption": "x"} for name in names])
+    assert write_shards(path, tmp_path / "out") == (1, {"not a video": 1, "missing": 1})
+    assert [clip.id for clip in manifests.read_manifest(tmp_path / "out" / "manifest.jsonl")] == ["good"]
+
+
+# Cached latents and embeddings
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A manifest of three clips, one of them too short, its cache, and what is needed to open it."""
+    for name, count in (("a", 20), ("b", 12), ("short", 4)):
+        write_video(tmp_path / f"{name}.mp4", count)
+    lines = [{"video": f"{name}.mp4", "captions": [f"{name} 1", f"{name} 2"]} for name in ("a", "b", "short")]
+    write_lines(tmp_path / "manifest.jsonl", lines)
+    config = config_of(tmp_path, highlight=False, cache=str(tmp_path / "cache"))
+    pipeline = tiny_pipeline()
+    assert build_cache(config, pipeline, tmp_path / "cache", starts=2) == (2, {"too short": 1})
+    return tmp_path, config, pipeline
+
+
+def open_for(config, pipeline):
+    return open_cache(config, vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
+
+
+def test_a_cache_replaces_pixels_and_prompts(cached):
+    _, config, pipeline = cached
+    dataset = build_dataset(config, seed=0, cache=open_for(config, pipeline))
+    loader = build_loader(dataset, batch_size=2)
+    batches = take(loader, 3)
+    assert set(loader.skipped) == {"too short"}
+    for batch in batches:
+        assert "pixel_values" not in batch
+        assert batch["latents"].shape == (2, 4, 3, 16, 16)
+        assert batch["reference"].shape == (2, 3, 1, SIZE, SIZE)
+        tokens = pipeline.tokenizer(batch["caption"], padding="max_length", return_tensors="pt").input_ids
+        expected = pipeline.text_encoder(tokens)[0]
+        # Entries are fp16: half a unit in the last place of its 11 significant bits.
+        assert (batch["prompt_embeds"] - expected).abs().max() <= expected.abs().max() * 2**-11
+    windows = {batch["latents"][i].sum().item() for batch in take(loader, 12) for i in range(2)}
+    assert len(windows) == 4  # two of each clip
+
+
+def test_cached_latents_are_the_clips(cached):
+    _, config, pipeline = cached
+    plain = build_dataset(dataclasses.replace(config, cache=""), seed=0)
+    cache = open_for(config, pipeline)
+    latents = cache.read(plain.clips[1], caption=0, rng=np.random.default_rng(0))["latents"]
+    with open_video(plain.root / "b.mp4") as video:
+        means = []
+        for position in (0.25, 0.75):
+            frames = decode_window(video, config, position=position).transpose(0, 1)
+            with torch.no_grad():
+                posterior = pipeline.vae.encode(frames).latent_dist
+            scaled = (latents.transpose(0, 1) / pipeline.vae.config.scaling_factor - posterior.mean) / posterior.std
+            means.append(scaled.pow(2).mean().item())
+    # One of the windows is it: what is left is the posterior's noise, of variance 1 over 3072 numbers (4.7 sigma).
+    assert min(abs(mean - 1) for mean in means) < 0.12
+
+
+def test_an_interrupted_cache_goes_on(cached):
+    root, config, pipeline = cached
+    files = sorted((root / "cache").glob("*.safetensors"))
+    times = [path.stat().st_mtime_ns for path in files]
+    (root / "cache" / "cache.json").unlink()
+    with pytest.raises(InputError, match="holds no finished cache"):
+        open_for(config, pipeline)
+    build_cache(config, pipeline, root / "cache", starts=2)
+    assert [path.stat().st_mtime_ns for path in files] == times
+    open_for(config, pipeline)
+
+
+def test_a_stale_cache_is_refused(cached):
+    root, config, pipeline = cached
+    with pytest.raises(InputError, match="stale: frame_stride was 4, is 5"):
+        open_for(dataclasses.replace(config, frame_stride=5), pipeline)
+    with torch.no_grad():
+        next(pipeline.vae.parameters()).add_(0.1)
+    with pytest.raises(InputError, match="stale: vae was"):
+        open_for(config, pipeline)
+    pipeline = tiny_pipeline()
+    (root / "a.mp4").touch()  # another time of change, the same bytes
+    open_for(config, pipeline)
+    write_video(root / "a.mp4", 21)
+    with pytest.raises(InputError, match="stale for 1 of 3 clips, first 'a': its video changed"):
+        open_for(config, pipeline)
+    manifest = root / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("b 2", "b 3"))
+    with pytest.raises(InputError, match="stale for 2 of 3 clips"):
+        open_for(config, pipeline)

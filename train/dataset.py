@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from videomaker.errors import InputError
 
 from .augment import OBJECTS, Augmentation, augment_reference
+from .check import check_files
 from .manifest import Clip, Reference, read_manifest
 from .reference import crop_to_box, fill_frame, mask_on_white, pad_to_frame, to_tensor
 from .shards import clip_file, load_image
-from .video import ClipError, Video, open_video, probe
+from .video import ClipError, Video, open_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,46 +91,6 @@ def build_dataset(
     return ClipDataset(config, clips, seed=seed, cache=cache, dropped=dropped)
 
 
-def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False) -> None:
-    """Opens every video and looks for every picture; with `allow_bad`, only warns as long as one clip is good.
-
-    Raises:
-        InputError: names the first bad clip and counts them by reason.
-    """
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda clip: find_problem(clip, root), clips))
-    problems = [(clip, problem) for clip, problem in zip(clips, found, strict=True) if problem]
-    if not problems:
-        return
-    counts = collections.Counter(problem.reason for _, problem in problems)
-    clip, problem = problems[0]
-    message = (
-        f"{len(problems)} of {len(clips)} clips cannot be used "
-        f"({', '.join(f'{reason}: {count}' for reason, count in counts.items())}), first {clip.id!r}: {problem}"
-    )
-    if not allow_bad or len(problems) == len(clips):
-        raise InputError(
-            f"{message}; drop them with `videomaker data check MANIFEST --out CLEAN`, or set data.bad_clips=skip"
-        )
-    logger.warning("%s; they are skipped", message)
-
-
-def find_problem(clip: Clip, root: Path) -> ClipError | None:
-    """What makes a clip unusable as far as its files' headers tell. Shards were checked when they were written."""
-    try:
-        if clip.shard:
-            if not (root / clip.shard).is_file():
-                raise ClipError("missing", str(root / clip.shard))
-            return None
-        probe(root / clip.video)
-        for name in clip.files():
-            if not (root / name).is_file():
-                raise ClipError("missing", str(root / name))
-    except ClipError as error:
-        return error
-    return None
-
-
 class ClipDataset(Dataset):
     """Samples by key (epoch, index of the clip)."""
 
@@ -174,9 +134,9 @@ class ClipDataset(Dataset):
         sample: dict[str, Any] = {"ids": clip.id, "caption": clip.captions[caption]}
         with open_video(clip_file(self.root, clip, clip.video)) as video:
             if self.cache:
-                sample |= self.cache.read(clip, self.root, caption=caption, rng=rng)
+                sample |= self.cache.read(clip, caption=caption, rng=rng)
             else:
-                sample["pixel_values"] = read_clip(video, self.config, rng)
+                sample["pixel_values"] = decode_window(video, self.config, position=rng.random())
             sample["reference"] = self._reference(clip, video, rng)[:, None]
         return sample
 
@@ -202,16 +162,21 @@ class ClipDataset(Dataset):
         return pad_to_frame(image, **size) if ref.image else fill_frame(image, **size)
 
 
-def read_clip(video: Video, config: DataConfig, rng: np.random.Generator) -> torch.Tensor:
-    """Frames from a random start, float32 `[C, F, H, W]` in [-1, 1].
+def decode_window(video: Video, config: DataConfig, *, position: float) -> torch.Tensor:
+    """A sample's frames, float32 `[C, F, H, W]` in [-1, 1].
+
+    Args:
+        video: the clip.
+        config: the number of frames, their stride and their size.
+        position: where the window starts, as a fraction in [0, 1) of the possible starts.
 
     Raises:
         ClipError: too short, or broken.
     """
-    starts = video.num_frames - config.span + 1
-    if starts < 1:
+    num_starts = video.num_frames - config.span + 1
+    if num_starts < 1:
         raise ClipError("too short", f"{video.num_frames} frames, {config.span} needed")
-    start = int(rng.integers(starts))
+    start = int(position * num_starts)
     frames = video.read(range(start, start + config.span, config.frame_stride))
     return torch.stack([to_tensor(fill_frame(frame, height=config.height, width=config.width)) for frame in frames], 1)
 

@@ -1,0 +1,161 @@
+"""Checks of the files that a manifest names: before a run's first step, and in depth by `videomaker data check`."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from videomaker.errors import InputError
+
+from .manifest import Clip, check_captions, parse_manifest, write_manifest
+from .reference import crop_to_box, mask_on_white
+from .shards import clip_file, load_image
+from .video import ClipError, open_video, probe
+
+THREADS = 8  # FFmpeg and the disk work outside Python's lock
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False) -> None:
+    """Reads the header of every video and looks for every picture.
+
+    Args:
+        clips: lines of the manifest in the folder `root`.
+        root: the folder.
+        allow_bad: only warn, as long as one clip is good.
+
+    Raises:
+        InputError: names the first bad clip and counts them by reason.
+    """
+    found = map_files(lambda clip: find_problem(clip, root), clips, "checking clips")
+    problems = [(clip, problem) for clip, problem in zip(clips, found, strict=True) if problem]
+    if not problems:
+        return
+    counts = describe_counts(problem.reason for _, problem in problems)
+    clip, problem = problems[0]
+    message = f"{len(problems)} of {len(clips)} clips cannot be used ({counts}), first {clip.id!r}: {problem}"
+    if not allow_bad or len(problems) == len(clips):
+        raise InputError(
+            f"{message}; drop them with `videomaker data check MANIFEST --out CLEAN`, or set data.bad_clips=skip"
+        )
+    logger.warning("%s; they are skipped", message)
+
+
+def find_problem(clip: Clip, root: Path) -> ClipError | None:
+    """What makes a clip unusable as far as headers tell. Clips of shards were checked when those were written."""
+    try:
+        if clip.shard:
+            _require_file(root / clip.shard)
+            return None
+        probe(root / clip.video)
+        for name in clip.files():
+            _require_file(root / name)
+    except ClipError as error:
+        return error
+    return None
+
+
+def inspect_clip(clip: Clip, root: Path) -> ClipError | None:
+    """As `find_problem`, and decodes the last frame and every reference with its mask and box."""
+    try:
+        with open_video(clip_file(root, clip, clip.video)) as video:
+            last = max(video.info().num_frames, clip.num_frames or 0) - 1
+            video.read([last])
+            for ref in clip.refs:
+                image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
+                if ref.mask:
+                    mask_on_white(image, load_image(root, clip, ref.mask))
+                if ref.box:
+                    crop_to_box(image, ref.box)
+    except ClipError as error:
+        return error
+    except ValueError as error:
+        return ClipError("bad reference", str(error))
+    return None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The usable clips of a manifest and what is wrong with the rest, as (where, reason, message)."""
+
+    good: list[Clip]
+    problems: list[tuple[str, str, str]]
+
+
+def check_manifest(path: Path, *, tokenizer: Any = None, max_tokens: int = 77) -> CheckReport:
+    """Checks every line, file, and, with a tokenizer, caption of a manifest.
+
+    Raises:
+        InputError: `path` is not a readable text file.
+    """
+    good: list[Clip] = []
+    problems: list[tuple[str, str, str]] = []
+    parsed = list(parse_manifest(path))
+    lines = [(number, clip) for number, clip in parsed if isinstance(clip, Clip)]
+    problems += [(f"{path}:{number}", "bad line", text) for number, text in parsed if isinstance(text, str)]
+    found = map_files(lambda line: inspect_clip(line[1], path.parent), lines, "checking clips")
+    for (number, clip), problem in zip(lines, found, strict=True):
+        problem = problem or _caption_problem(clip, tokenizer, max_tokens)
+        if problem:
+            problems.append((f"{path}:{number}", problem.reason, f"clip {clip.id!r}: {problem}"))
+        else:
+            good.append(clip)
+    return CheckReport(good, problems)
+
+
+def write_clean(report: CheckReport, source: Path, out: Path) -> None:
+    """Writes the usable clips to a manifest beside `source`, to whose folder their paths are relative.
+
+    Raises:
+        InputError: nothing is usable, or `out` is in another folder.
+    """
+    if not report.good:
+        raise InputError(f"{source} has no usable clip; {out} is not written")
+    if out.parent.resolve() != source.parent.resolve():
+        raise InputError(f"paths in {source} are relative to its folder: put {out.name} into {source.parent}")
+    write_manifest(out, report.good)
+
+
+def map_files(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
+    """Runs `function` over `items` in threads, in order, with a progress bar; Ctrl-C ends it at once."""
+    return list(iterate_files(function, items, title))
+
+
+def iterate_files(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:
+    """As `map_files`, one result after the other."""
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield from tqdm(pool.map(function, items), total=len(items), desc=title, unit="clip", disable=None, leave=False)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def describe_counts(reasons: Iterable[str]) -> str:
+    """Such as `too short: 3, broken: 1`, the most frequent first."""
+    return ", ".join(f"{reason}: {count}" for reason, count in collections.Counter(reasons).most_common())
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ClipError("missing", str(path))
+
+
+def _caption_problem(clip: Clip, tokenizer: Any, max_tokens: int) -> ClipError | None:
+    if tokenizer is None:
+        return None
+    try:
+        check_captions([clip], tokenizer, max_tokens=max_tokens)
+    except InputError as error:
+        return ClipError("long caption", str(error))
+    return None
