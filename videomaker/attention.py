@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
@@ -26,6 +27,10 @@ class ReferenceLayout:
     num_frames: int = 0
     num_references: int = 0
 
+    def announce(self, num_frames: int, num_references: int) -> None:
+        """Says how the rows of the next pass lie; `announce(0, 0)` after it."""
+        self.num_frames, self.num_references = num_frames, num_references
+
     def rows_per_video(self) -> int:
         """Rows of the UNet's batch that belong to one video, references included."""
         return self.num_frames + self.num_references
@@ -38,9 +43,10 @@ class PisaAttnProcessor:
     the hidden states as they lie in memory. The average is taken before `to_out`, which commutes with it.
     """
 
-    def __init__(self, layout: ReferenceLayout, backend: str = "auto"):
+    def __init__(self, layout: ReferenceLayout, backend: str = "auto", fuse: bool = False):
         self.layout = layout
         self.backend = backend
+        self.fuse = fuse
 
     def __call__(
         self,
@@ -69,14 +75,26 @@ class PisaAttnProcessor:
         attended = attended.view(rows, num_tokens, -1)
         return attn.to_out[1](attn.to_out[0](attended))
 
-    @staticmethod
-    def project(attn: Attention, hidden_states: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, ...]:
+    def project(self, attn: Attention, hidden_states: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, ...]:
         """Query, key and value, each `[B, (F+R)·N, H, D]`; views of one product when the projections are fused."""
-        if attn.fused_projections:
-            qkv = attn.to_qkv(hidden_states)
-            return qkv.view(batch_size, -1, 3, attn.heads, qkv.shape[-1] // (3 * attn.heads)).unbind(2)
+        hidden_states = hidden_states.reshape(batch_size, -1, hidden_states.shape[-1])
+        if self.fuse:
+            return fused_projections(attn, hidden_states)
         projections = (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
         return tuple(x.view(batch_size, -1, attn.heads, x.shape[-1] // attn.heads) for x in projections)
+
+
+def fused_projections(attn: Attention, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Query, key and value `[…, H, D]` of a self-attention without biases, as views of one matrix product.
+
+    The weights are joined anew at every call, which costs a thousandth of the product: a joined copy would have to be
+    kept up to date with loaded weights, left out of checkpoints, and moved with the module.
+    """
+    layers = (attn.to_q, attn.to_k, attn.to_v)
+    if any(type(layer) is not torch.nn.Linear or layer.bias is not None for layer in layers):
+        return tuple(layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in layers)
+    joined = functional.linear(hidden_states, torch.cat([layer.weight for layer in layers]))
+    return joined.unflatten(-1, (3, attn.heads, -1)).unbind(-3)
 
 
 class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
@@ -159,7 +177,7 @@ def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:
 
 
 def fuse_pisa_projections(unet: UNetMotionModel, fuse: bool = True) -> None:
-    """Fuses query, key and value of every PISA layer into one matmul (or goes back); the numbers stay the same."""
+    """Makes query, key and value of every PISA layer one matrix product (or goes back); the numbers stay the same."""
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, PisaAttnProcessor):
-            module.fuse_projections(fuse=fuse)
+            module.processor.fuse = fuse

@@ -38,8 +38,7 @@ def predict_noise(
     """
     num_frames = latents.shape[2]
     sample = latents if reference_latents is None else torch.cat([latents, reference_latents], dim=2)
-    layout = unet.pisa_layout
-    layout.num_frames, layout.num_references = num_frames, sample.shape[2] - num_frames
+    unet.pisa_layout.announce(num_frames, sample.shape[2] - num_frames)
     noise = unet(
         sample,
         timestep,
@@ -49,7 +48,7 @@ def predict_noise(
         return_dict=False,
     )[0]
     if not torch.is_grad_enabled():  # a backward pass with checkpointing reads the layout again
-        layout.num_frames, layout.num_references = 0, 0
+        unet.pisa_layout.announce(0, 0)
     return noise[:, :, :num_frames], noise[:, :, num_frames:]
 
 
@@ -86,5 +85,10 @@ def guided_noise(
         prompt_embeds,
         **conditioning,
     )
+    return apply_guidance(noise, guidance_scale)
+
+
+def apply_guidance(noise: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:
+    """Eq. 6 from predictions `[2B, …]`, the unconditional half first, and scales `[B, 1, …]`."""
     unconditional, conditional = noise.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
