@@ -6,6 +6,7 @@ for the output and for each gradient by itself, the frames' part and the referen
 `‖x - exact‖ / ‖exact‖`; the band is for roundings that the naive path does not make.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -48,32 +49,27 @@ def evaluate(
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad_out)]
 
 
-def evaluate_naive(*tensors: Tensor, **options: float) -> list[Tensor]:
-    """`evaluate` of the naive path one head at a time, so that large shapes fit in memory."""
-    results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (tensors[-1], *tensors[:-1])]
-    batch, _, heads, _ = results[0].shape
-    for head in ((slice(b, b + 1), slice(None), slice(h, h + 1)) for b in range(batch) for h in range(heads)):
-        for result, x in zip(results, evaluate(pisa_naive, *(x[head] for x in tensors), **options), strict=True):
-            result[head] = x
-    return results
+def evaluate_naive(
+    *tensors: Tensor, num_frames: int, num_ref_tokens: int, scale: float, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """`evaluate` of the naive path computed in `dtype`, by frame and head so that large shapes fit in memory.
 
-
-def evaluate_exact(*tensors: Tensor, num_frames: int, num_ref_tokens: int, scale: float) -> list[Tensor]:
-    """`evaluate` of the naive path in float64, one frame at a time: a video of one frame and the reference each."""
-    tensors = [x.double() for x in tensors]
-    exact = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (tensors[-1], *tensors[:-1])]
-    tokens = exact[0].shape[1]
+    A frame's share is a video of that frame alone, whose reference receives a `num_frames`-th of the gradient.
+    """
+    *qkv, grad = tensors
+    totals = [torch.zeros_like(x, dtype=torch.float64) for x in (grad, *qkv)]
+    batch, tokens, heads, _ = grad.shape
     frame_tokens = (tokens - num_ref_tokens) // num_frames
-    index = torch.arange(tokens, device=exact[0].device)
-    for frame in range(num_frames):
+    index = torch.arange(tokens, device=grad.device)
+    for frame, video, head in itertools.product(range(num_frames), range(batch), range(heads)):
         rows = torch.cat([index[frame * frame_tokens :][:frame_tokens], index[num_frames * frame_tokens :]])
-        q, k, v, grad = (x[:, rows] for x in tensors)
+        q, k, v, grad = (x[video, rows, head].to(dtype)[None, :, None] for x in tensors)
         grad[:, frame_tokens:] /= num_frames
-        results = evaluate_naive(q, k, v, grad, num_frames=1, num_ref_tokens=num_ref_tokens, scale=scale)
+        results = evaluate(pisa_naive, q, k, v, grad, num_frames=1, num_ref_tokens=num_ref_tokens, scale=scale)
         results[0][:, frame_tokens:] /= num_frames
-        for total, x in zip(exact, results, strict=True):
-            total.index_add_(1, rows, x)
-    return exact
+        for total, x in zip(totals, results, strict=True):
+            total[video, :, head].index_add_(0, rows, x[0, :, 0].double())
+    return totals
 
 
 def errors(results: list[Tensor], exact: list[Tensor], num_ref_tokens: int) -> dict[str, float]:

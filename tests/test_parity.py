@@ -19,7 +19,7 @@ from videomaker.kernels.testing import (
     error_band,
     errors,
     evaluate,
-    evaluate_exact,
+    evaluate_naive,
     failures,
     largest_score,
     poisoned_memory,
@@ -80,7 +80,7 @@ def require(backend: str, q: Tensor) -> None:
 def shortfalls(attention: Callable[..., Tensor], tensors: tuple[Tensor, ...], shape: Shape) -> list[str]:
     """Where `attention` is less exact than it must be."""
     options = {"num_frames": shape.F, "num_ref_tokens": shape.M, "scale": shape.D**-0.5}
-    exact = evaluate_exact(*tensors, **options)
+    exact = evaluate(pisa_naive, *(x.double() for x in tensors), **options)
     with poisoned_memory():
         found = errors(evaluate(attention, *tensors, **options), exact, shape.M)
     naive = errors(evaluate(pisa_naive, *tensors, **options), exact, shape.M)
@@ -132,11 +132,11 @@ def test_gradient_without_memory_of_its_own(backend: str) -> None:
     assert_parity(backend, (q, k, v, grad[:1, :1, :1, :1].expand_as(grad)), shape)
 
 
-def test_exact_is_the_naive_path_in_float64() -> None:
+def test_naive_by_frame_and_head_is_naive() -> None:
     shape = Shape(2, 3, 7, 5, 2, 8)
     options = {"num_frames": shape.F, "num_ref_tokens": shape.M, "scale": 0.3}
     tensors = inputs(shape, torch.float64)
-    pairs = zip(evaluate_exact(*tensors, **options), evaluate(pisa_naive, *tensors, **options), strict=True)
+    pairs = zip(evaluate_naive(*tensors, **options), evaluate(pisa_naive, *tensors, **options), strict=True)
     for frame_by_frame, at_once in pairs:
         torch.testing.assert_close(frame_by_frame, at_once)
 
@@ -158,6 +158,14 @@ def test_partials_in_groups_of_frames(kernel: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(library, "MATH_SCORES", 256)
     shape = Shape(2, 4, 16, 8, 2, 16)
     assert not shortfalls(partial(partials.pisa_partials, kernel=kernel), inputs(shape, torch.float32), shape)
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa", "triton"])
+def test_autocast(backend: str) -> None:
+    x = torch.randn(1, 13, 1, 8, device=DEVICE)
+    require(backend, x)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert pisa_attention(x, x, x, num_frames=3, num_ref_tokens=4, backend=backend).dtype == torch.bfloat16
 
 
 def test_sdpa_op_is_well_formed() -> None:
@@ -208,6 +216,7 @@ WRONG = {
     "num_ref_tokens must not be negative, got -1": {"num_ref_tokens": -1},
     "T = 7 is not": {"num_frames": 3, "num_ref_tokens": 2},
     "num_ref_tokens = 7": {"num_ref_tokens": 7},
+    "scale must be positive and finite, got -1.0": {"scale": -1.0},
     "unknown attention backend 'flash': choose from auto, naive, sdpa, triton": {"backend": "flash"},
 }
 

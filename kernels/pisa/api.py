@@ -1,6 +1,7 @@
 """The public entry: check the arguments, choose a backend, run it."""
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -40,15 +41,16 @@ def pisa_attention(
         backend: `"auto"` (Triton on a supported GPU, else `"sdpa"`), `"naive"`, `"sdpa"` or `"triton"`.
 
     Returns:
-        `[B, T, H, D]`, contiguous, in the dtype of `q`.
+        `[B, T, H, D]`, contiguous, in the dtype of `q`; under autocast in autocast's, as PyTorch's own attention.
 
     Raises:
         ValueError: an argument does not fit, or the backend cannot run here; the message names the value.
     """
-    _validate(q, k, v, num_frames, num_ref_tokens)
+    _validate(q, k, v, num_frames, num_ref_tokens, scale)
     name, reason = choose_backend(q, backend)
     _announce(name, reason)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    q, k, v = _autocast(q, k, v)
     if name == "triton":
         from .op import pisa_triton as run
     elif name == "sdpa":
@@ -107,7 +109,15 @@ def _announce(name: str, reason: str) -> None:
     logger.debug("attention backend %s: %s", name, reason)
 
 
-def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int) -> None:
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device_type = tensors[0].device.type
+    if tensors[0].dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x.to(dtype) for x in tensors)
+
+
+def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         _validate_tensor(name, x, q)
     if num_frames < 1:
@@ -120,6 +130,9 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: 
             f"T = {q.shape[1]} is not num_frames·N + num_ref_tokens with N >= 1, "
             f"num_frames = {num_frames}, num_ref_tokens = {num_ref_tokens}"
         )
+
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
 
 
 def _validate_tensor(name: str, x: Tensor, q: Tensor) -> None:
