@@ -157,7 +157,7 @@ def test_manifests_round_trip(tmp_path, folder):
 
 
 def test_long_captions_are_counted(folder):
-    def tokenizer(captions):
+    def tokenizer(captions, **_):
         return SimpleNamespace(input_ids=[caption.split() for caption in captions])
 
     clips = manifests.read_manifest(folder / "manifest.jsonl")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
@@ -30,12 +32,35 @@ from .shards import clip_file
 from .video import ClipError, open_video
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, PreTrainedTokenizerBase
-
-    from videomaker import VideoMakerPipeline
+    from transformers import PreTrainedTokenizerBase
 
 INDEX = "cache.json"
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The frozen models whose outputs are cached; a pipeline has these too."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_encoders(model: Path, *, vae: Path | None = None) -> Encoders:
+    """Loads them in fp32 onto the GPU, if there is one, from a diffusers folder; `vae` replaces the folder's own.
+
+    Raises:
+        InputError: the folder has no such parts.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for folder in (vae or model / "vae", model / "text_encoder", model / "tokenizer"):
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist; --model wants a pipeline's folder in the diffusers format")
+    return Encoders(
+        AutoencoderKL.from_pretrained(vae or model / "vae", torch_dtype=torch.float32).to(device),
+        CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).to(device),
+        CLIPTokenizer.from_pretrained(model / "tokenizer"),
+    )
 
 
 @dataclass(frozen=True)
@@ -92,14 +117,12 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def build_cache(
-    config: DataConfig, pipeline: VideoMakerPipeline, out: Path, *, starts: int = 1
-) -> tuple[int, dict[str, int]]:
+def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: int = 1) -> tuple[int, dict[str, int]]:
     """Encodes every clip of the manifest, all splits; after an interruption, the same call goes on.
 
     Args:
         config: the manifest, the window (frames and stride) and the size.
-        pipeline: its VAE, text encoder and tokenizer are used, on the device where they are.
+        encoders: used on the device where they are.
         out: the cache's folder.
         starts: windows of each clip.
 
@@ -109,7 +132,7 @@ def build_cache(
     Raises:
         InputError: the manifest is wrong.
     """
-    models = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
+    models = {"vae": encoders.vae, "text_encoder": encoders.text_encoder, "tokenizer": encoders.tokenizer}
     settings = cache_settings(config, **models, starts=starts)
     root = Path(config.manifest).parent
     clips = read_manifest(config.manifest)
@@ -117,7 +140,7 @@ def build_cache(
     for clip in tqdm(clips, desc="encoding clips", unit="clip", disable=None):
         entry = {"stamp": _stamp(clip, root), "captions": _hash_captions(clip)}
         try:
-            entry["key"] = _encode_once(clip, root, out, config, pipeline, settings)
+            entry["key"] = _encode_once(clip, root, out, config, encoders, settings)
         except ClipError as error:
             entry["reason"] = error.reason
         entries[clip.id] = entry
@@ -192,7 +215,7 @@ def _encode_once(
     root: Path,
     out: Path,
     config: DataConfig,
-    pipeline: VideoMakerPipeline,
+    encoders: Encoders,
     settings: dict[str, Any],
 ) -> str:
     """Writes the clip's entry unless it is there; returns its name."""
@@ -202,7 +225,7 @@ def _encode_once(
         raise ClipError("missing", str(error)) from error
     file = out / f"{key}.safetensors"
     if not file.exists():
-        tensors = _encode(clip, root, config, pipeline, settings["starts"])
+        tensors = _encode(clip, root, config, encoders, settings["starts"])
         with atomic_path(file) as temporary:
             save_file(
                 {name: tensor.to(torch.float16).cpu().contiguous() for name, tensor in tensors.items()}, temporary
@@ -211,18 +234,16 @@ def _encode_once(
 
 
 @torch.no_grad()
-def _encode(
-    clip: Clip, root: Path, config: DataConfig, pipeline: VideoMakerPipeline, starts: int
-) -> dict[str, torch.Tensor]:
+def _encode(clip: Clip, root: Path, config: DataConfig, encoders: Encoders, starts: int) -> dict[str, torch.Tensor]:
     """Latents `[starts, C, F, h, w]`, scaled, and prompt embeddings `[captions, L, E]`."""
-    device = pipeline.vae.device
+    device = encoders.vae.device
     latents = []
     with open_video(clip_file(root, clip, clip.video)) as video:
         for window in range(starts):
             pixels = decode_window(video, config, position=(window + 0.5) / starts)
-            latents.append(encode_latents(pipeline.vae, pixels[None].to(device), [(window,)], f"cache {clip.id}")[0])
-    token_ids = tokenize(pipeline, clip.captions, device)
-    return {"latents": torch.stack(latents), "prompt_embeds": pipeline.text_encoder(token_ids)[0]}
+            latents.append(encode_latents(encoders.vae, pixels[None].to(device), [(window,)], f"cache {clip.id}")[0])
+    token_ids = tokenize(encoders, clip.captions, device)
+    return {"latents": torch.stack(latents), "prompt_embeds": encoders.text_encoder(token_ids)[0]}
 
 
 def _key(clip: Clip, root: Path, settings: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from videomaker.errors import InputError
 
-from .manifest import Clip, check_captions, parse_manifest, write_manifest
+from .manifest import Clip, long_captions, parse_manifest, write_manifest
 from .reference import crop_to_box, mask_on_white
 from .shards import clip_file, load_image
 from .video import ClipError, open_video, probe
@@ -27,18 +27,19 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False) -> None:
+def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False, show: bool = True) -> None:
     """Reads the header of every video and looks for every picture.
 
     Args:
         clips: lines of the manifest in the folder `root`.
         root: the folder.
         allow_bad: only warn, as long as one clip is good.
+        show: a progress bar, on a terminal.
 
     Raises:
         InputError: names the first bad clip and counts them by reason.
     """
-    found = map_files(lambda clip: find_problem(clip, root), clips, "checking clips")
+    found = map_files(lambda clip: find_problem(clip, root), clips, "checking clips", show=show)
     problems = [(clip, problem) for clip, problem in zip(clips, found, strict=True) if problem]
     if not problems:
         return
@@ -92,6 +93,11 @@ class CheckReport:
     good: list[Clip]
     problems: list[tuple[str, str, str]]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of problems by reason, the most frequent first."""
+        return dict(collections.Counter(reason for _, reason, _ in self.problems).most_common())
+
 
 def check_manifest(path: Path, *, tokenizer: Any = None, max_tokens: int = 77) -> CheckReport:
     """Checks every line, file, and, with a tokenizer, caption of a manifest.
@@ -114,6 +120,15 @@ def check_manifest(path: Path, *, tokenizer: Any = None, max_tokens: int = 77) -
     return CheckReport(good, problems)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The CLIP tokenizer in a folder. Raises `InputError` when there is none."""
+    from transformers import CLIPTokenizer
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; give the folder `tokenizer` of a model in the diffusers format")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def write_clean(report: CheckReport, source: Path, out: Path) -> None:
     """Writes the usable clips to a manifest beside `source`, to whose folder their paths are relative.
 
@@ -127,16 +142,14 @@ def write_clean(report: CheckReport, source: Path, out: Path) -> None:
     write_manifest(out, report.good)
 
 
-def map_files(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
+def map_files(
+    function: Callable[[Item], Result], items: Sequence[Item], title: str, *, show: bool = True
+) -> list[Result]:
     """Runs `function` over `items` in threads, in order, with a progress bar; Ctrl-C ends it at once."""
-    return list(iterate_files(function, items, title))
-
-
-def iterate_files(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:
-    """As `map_files`, one result after the other."""
     pool = ThreadPoolExecutor(THREADS)
+    bar = {"desc": title, "unit": "clip", "leave": False, "disable": None if show else True}
     try:
-        yield from tqdm(pool.map(function, items), total=len(items), desc=title, unit="clip", disable=None, leave=False)
+        return list(tqdm(pool.map(function, items), total=len(items), **bar))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -152,10 +165,5 @@ def _require_file(path: Path) -> None:
 
 
 def _caption_problem(clip: Clip, tokenizer: Any, max_tokens: int) -> ClipError | None:
-    if tokenizer is None:
-        return None
-    try:
-        check_captions([clip], tokenizer, max_tokens=max_tokens)
-    except InputError as error:
-        return ClipError("long caption", str(error))
-    return None
+    long = long_captions(clip, tokenizer, max_tokens=max_tokens) if tokenizer else []
+    return ClipError("long caption", f"{long[0][1]} tokens, {max_tokens} fit: {long[0][0][:40]!r}...") if long else None

@@ -87,7 +87,7 @@ def build_dataset(
         )
     if config.highlight:
         _check_masks(clips)
-    check_files(clips[rank::world_size], root, allow_bad=config.bad_clips == "skip")
+    check_files(clips[rank::world_size], root, allow_bad=config.bad_clips == "skip", show=rank == 0)
     return ClipDataset(config, clips, seed=seed, cache=cache, dropped=dropped)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from videomaker.errors import InputError
 
-from .check import describe_counts, iterate_files
+from .check import describe_counts, map_files
 from .manifest import Clip, Reference, write_manifest
 from .video import ClipError, VideoInfo, probe
 
@@ -118,7 +118,7 @@ def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> t
     """
     clips, dropped = drafts[0], collections.Counter(drafts[1])
     base, usable = out.resolve().parent, []
-    for (fields, source), info in zip(clips, iterate_files(_probe_draft, clips, "reading videos"), strict=True):
+    for (fields, source), info in zip(clips, map_files(_probe_draft, clips, "reading videos"), strict=True):
         if isinstance(info, ClipError):
             dropped[info.reason] += 1
         else:

@@ -130,18 +130,20 @@ def check_captions(clips: Iterable[Clip], tokenizer: Any, *, max_tokens: int = 7
     Raises:
         InputError: names the first such caption and says how many there are.
     """
-    long = [
-        (clip.id, caption, len(tokens))
-        for clip in clips
-        for caption, tokens in zip(clip.captions, tokenizer(list(clip.captions)).input_ids, strict=True)
-        if len(tokens) > max_tokens
-    ]
+    long = [(clip.id, *found) for clip in clips for found in long_captions(clip, tokenizer, max_tokens=max_tokens)]
     if long:
         clip_id, caption, count = long[0]
         raise InputError(
             f"{len(long)} captions are longer than {max_tokens} tokens, first that of clip {clip_id!r} "
             f"({count} tokens: {caption[:40]!r}...); shorten them or set data.long_captions=truncate"
         )
+
+
+def long_captions(clip: Clip, tokenizer: Any, *, max_tokens: int = 77) -> list[tuple[str, int]]:
+    """The clip's captions of more than `max_tokens` tokens, and how many each has."""
+    tokens = tokenizer(list(clip.captions), verbose=False).input_ids  # verbose: a warning for every long one
+    counts = zip(clip.captions, map(len, tokens), strict=True)
+    return [(caption, count) for caption, count in counts if count > max_tokens]
 
 
 def _parse_line(line: str, number: int, seen: dict[str, int]) -> Clip | str:
