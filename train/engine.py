@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -36,6 +37,16 @@ def start_distributed() -> torch.device:
         return device
     deepspeed.init_distributed("gloo", verbose=False)
     return torch.device("cpu")
+
+
+def set_numerics(config: TrainConfig, device: torch.device) -> None:
+    """Choices of kernels: the same bits in every run, and on a CPU the quicker attention for bf16."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if config.precision == "autocast" and device.type == "cpu":
+        torch.backends.cuda.enable_flash_sdp(False)  # holds for CPUs too, where its bf16 backward is slow
 
 
 def _free_port() -> int:
@@ -109,6 +120,7 @@ class _GuardedStep:
     DeepSpeed hands over flat fp32 master weights, whatever the stage and precision.
     """
 
+    device: torch.device  # where collectives run; gradients may be offloaded to the CPU
     ema_decay: float = 0.0
     refuse: bool = False
     refused: bool = False
@@ -129,7 +141,7 @@ class _GuardedStep:
     def _gradients_finite(self) -> bool:
         """Whether every rank's share of the gradient is finite: all ranks take the same decision."""
         norms = torch.stack([p.grad.norm() for p in self._parameters()])
-        finite = norms.isfinite().all().float()
+        finite = norms.isfinite().all().float().to(self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
@@ -159,7 +171,7 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter], device:
         optimizer = _guarded_cpu_adam()(parameters, adamw_mode=True, **arguments)
     else:
         optimizer = GuardedAdamW(parameters, fused=True, **arguments)
-    optimizer.ema_decay = settings.ema_decay
+    optimizer.device, optimizer.ema_decay = device, settings.ema_decay
     return optimizer
 
 
@@ -171,8 +183,6 @@ def _guarded_cpu_adam() -> type[torch.optim.Optimizer]:
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of optimizer step `step` of `steps`: linear warm-up, then constant or a half cosine to zero."""
-    import math
-
     rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
     if settings.schedule == "constant" or step < settings.warmup_steps:
         return rate

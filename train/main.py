@@ -52,13 +52,15 @@ def train(config) -> None:
 
     from torch import distributed as dist
     from videomaker.train.config import save_config
-    from videomaker.train.engine import start_distributed
+    from videomaker.train.engine import set_numerics, start_distributed
     from videomaker.train.export import export_run
     from videomaker.train.guards import StopRequest
     from videomaker.train.trainer import Trainer
 
     stop = StopRequest()
-    trainer = Trainer(config, start_distributed())
+    device = start_distributed()
+    set_numerics(config, device)
+    trainer = Trainer(config, device)
     if trainer.rank == 0:
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)

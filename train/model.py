@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNetMotionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 
 from .config import MethodConfig, ModelConfig, TrainConfig
-from .step import Draws, add_noise, generator, losses, noised_reference
+from .step import Draws, add_noise, generator, girl_timestep, losses, min_snr_weight, target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
 
@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
         self,
         unet: UNetMotionModel,
         text_encoder: CLIPTextModel | None,
-        alphas_cumprod: torch.Tensor,
+        scheduler: DDIMScheduler,
         method: MethodConfig,
         *,
         autocast: bool = False,
@@ -42,7 +42,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
-        self.alphas_cumprod = alphas_cumprod  # not a buffer: it stays fp32 when the module is cast
+        self.alphas_cumprod = scheduler.alphas_cumprod.float()  # not a buffer: it stays fp32 when the module is cast
+        self.prediction_type = scheduler.config.prediction_type
         self.method = method
         self.autocast = autocast
 
@@ -61,23 +62,41 @@ class Denoiser(nn.Module):
             text: embeddings `[B, L, E]`, or token ids `[B, L]` when the text encoder is trained.
             draws: the randomness of the micro-batch.
         """
-        context = torch.autocast(latents.device.type, torch.bfloat16) if self.autocast else nullcontext()
-        with context:
+        alphas, method = self.alphas_cumprod, self.method
+        noised = add_noise(latents, draws.noise, draws.timestep, alphas)
+        noised_reference = wanted_reference = None
+        if reference_latents is not None:
+            low = girl_timestep(draws.timestep, method.girl_alpha)
+            noised_reference = add_noise(reference_latents, draws.reference_noise, low, alphas)
+            noised_reference.masked_fill_(draws.drop_image.view(-1, 1, 1, 1, 1), 0)  # as guidance shows none: all zeros
+            wanted_reference = target(self.prediction_type, reference_latents, draws.reference_noise, low, alphas)
+        video, reference = self._predict(noised, noised_reference, draws, text)
+        return losses(
+            method,
+            video=(video, target(self.prediction_type, latents, draws.noise, draws.timestep, alphas)),
+            reference=None if wanted_reference is None else (reference, wanted_reference),
+            weight=min_snr_weight(self.prediction_type, draws.timestep, method.min_snr_gamma, alphas),
+            drop_image=draws.drop_image,
+        )
+
+    def _predict(self, noised, noised_reference, draws: Draws, text) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.unet.dtype
+        with _autocast(self.autocast, noised.device):
             prompt_embeds = text if self.text_encoder is None else self.text_encoder(text)[0]
             if self.method.dropped_text == "zeros":
                 prompt_embeds = prompt_embeds.masked_fill(draws.drop_text.view(-1, 1, 1), 0)
-            if reference_latents is not None:
-                reference_latents = noised_reference(
-                    reference_latents, draws, self.method.girl_alpha, self.alphas_cumprod
-                ).to(self.unet.dtype)
-            predictions = predict_noise(
+            return predict_noise(
                 self.unet,
-                add_noise(latents, draws.noise, draws.timestep, self.alphas_cumprod).to(self.unet.dtype),
-                reference_latents,
+                noised.to(dtype),
+                None if noised_reference is None else noised_reference.to(dtype),
                 draws.timestep,
-                prompt_embeds.to(self.unet.dtype),
+                prompt_embeds.to(dtype),
             )
-        return losses(self.method, *predictions, draws, self.alphas_cumprod)
+
+
+def _autocast(enabled: bool, device: torch.device):
+    """bf16 where it is safe, when `enabled`."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
 
 
 class Autoencoder(nn.Module):
@@ -91,8 +110,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, frames: torch.Tensor, source: torch.Generator) -> dict[str, torch.Tensor]:
         """Losses of frames `[N, 3, H, W]` in [-1, 1]; `source` draws the latent."""
-        context = torch.autocast(frames.device.type, torch.bfloat16) if self.autocast else nullcontext()
-        with context:
+        with _autocast(self.autocast, frames.device):
             posterior = self.vae.encode(frames.to(self.vae.dtype)).latent_dist
             decoded = self.vae.decode(posterior.sample(source)).sample
         reconstruction = F.l1_loss(decoded.float(), frames.float())
@@ -166,7 +184,7 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     return Denoiser(
         unet,
         pipeline.text_encoder if model.train_text_encoder else None,
-        pipeline.scheduler.alphas_cumprod.float(),
+        pipeline.scheduler,
         method,
         autocast=config.precision == "autocast",
     )

@@ -85,39 +85,60 @@ def girl_timestep(timestep: torch.Tensor, alpha: float) -> torch.Tensor:
     return (timestep.double() * alpha).long()  # double: as Python's int(α·t)
 
 
-def noised_reference(reference: torch.Tensor, draws: Draws, alpha: float, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """The reference latents `[B, C, R, H, W]` as GIRL shows them; a dropped one is the zero latent, without noise."""
-    noised = add_noise(reference, draws.reference_noise, girl_timestep(draws.timestep, alpha), alphas_cumprod)
-    return noised.masked_fill(draws.drop_image.view(-1, 1, 1, 1, 1), 0)
+def target(
+    prediction_type: str,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    timestep: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+) -> torch.Tensor:
+    """What the model predicts: the noise, or the velocity `λ_t·noise − sqrt(1 − λ_t²)·clean` (arXiv 2202.00512)."""
+    if prediction_type == "epsilon":
+        return noise
+    signal = alphas_cumprod[timestep].view(-1, *(1,) * (clean.ndim - 1))
+    return signal.sqrt() * noise - (1 - signal).sqrt() * clean
 
 
-def min_snr_weight(timestep: torch.Tensor, gamma: float, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Weights `min(SNR, γ) / SNR` of noise prediction (arXiv 2303.09556), `[B]`; γ = 0 weighs all alike."""
+def min_snr_weight(
+    prediction_type: str, timestep: torch.Tensor, gamma: float, alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
+    """Weights `[B]` of the video loss: min(SNR, γ) on the clean sample (arXiv 2303.09556); γ = 0 leaves it as it is."""
     if gamma == 0:
         return torch.ones_like(timestep, dtype=alphas_cumprod.dtype)
     snr = alphas_cumprod[timestep] / (1 - alphas_cumprod[timestep])
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
 def losses(
     method: MethodConfig,
-    video_noise: torch.Tensor,
-    reference_noise: torch.Tensor,
-    draws: Draws,
-    alphas_cumprod: torch.Tensor,
+    *,
+    video: tuple[torch.Tensor, torch.Tensor],
+    reference: tuple[torch.Tensor, torch.Tensor] | None,
+    weight: torch.Tensor,
+    drop_image: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """`L = L_video + β·L_reg` (eq. 3-5) of the predicted noises as "loss", and its parts; in the draws' dtype.
+    """`L = L_video + β·L_reg` (eq. 3-5) as "loss", and its parts, in the targets' dtype.
 
-    A clip whose reference was dropped has no reference noise to predict: it adds zero to `L_reg`, and still counts in
-    the mean, so that the split of a batch over devices changes nothing.
+    A clip whose reference was dropped has none to predict: it adds zero to `L_reg`, and still counts in the mean, so
+    that the split of a batch over devices changes nothing.
+
+    Args:
+        method: β.
+        video: prediction and target, `[B, C, F, H, W]`.
+        reference: prediction and target, `[B, C, R, H, W]`; `None` without references.
+        weight: of each clip's video loss, `[B]`.
+        drop_image: clips whose reference was dropped, `[B]`.
     """
-    weight = min_snr_weight(draws.timestep, method.min_snr_gamma, alphas_cumprod)
-    video = (_per_clip_mse(video_noise, draws.noise) * weight).mean()
-    if reference_noise.shape[2] == 0:
-        return {"loss": video, "video": video}
-    reference = (_per_clip_mse(reference_noise, draws.reference_noise) * ~draws.drop_image).mean()
-    return {"loss": video + method.girl_weight * reference, "video": video, "reference": reference}
+    video_loss = (_per_clip_mse(*video) * weight).mean()
+    if reference is None:
+        return {"loss": video_loss, "video": video_loss}
+    reference_loss = (_per_clip_mse(*reference) * ~drop_image).mean()
+    return {
+        "loss": video_loss + method.girl_weight * reference_loss,
+        "video": video_loss,
+        "reference": reference_loss,
+    }
 
 
-def _per_clip_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(prediction.to(target.dtype), target, reduction="none").flatten(1).mean(dim=1)
+def _per_clip_mse(prediction: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(prediction.to(wanted.dtype), wanted, reduction="none").flatten(1).mean(dim=1)
