@@ -93,7 +93,8 @@ def test_generate_writes_a_video_and_all_it_was_made_from(run, reference, tmp_pa
     made_from = json.loads(video.with_suffix(".json").read_text())
     assert (made_from["prompt"], made_from["seed"]) == (PROMPT, 7)
     assert made_from["settings"] == {
-        "steps": 2, "guidance": 8.0, "negative_prompt": "fog", "width": 32, "height": 32, "frames": 3, "fps": 4.0,
+        "steps": 2, "guidance": 8.0, "negative_prompt": "fog",
+        "width": 32, "height": 32, "frames": 3, "fps": 4.0, "fit": "stretch",
     }  # fmt: skip
     assert made_from["output"] == {"format": "mp4", "upscale": 8}
     assert made_from["video_sha256"] == record.file_digest(video)

@@ -122,6 +122,13 @@ def test_a_photograph_with_a_preview_is_a_still_picture(tmp_path):
     assert media.load_reference(tmp_path / "photo.jpg").size == (16, 16)
 
 
+@pytest.mark.parametrize(("fit", "corner", "middle"), [("stretch", RED, RED), ("pad", WHITE, RED), ("crop", RED, RED)])
+def test_a_wide_reference_gets_the_shape_of_the_video(fit, corner, middle):
+    fitted = media.fit_reference(Image.new("RGB", (80, 40), RED), 32, 32, fit)
+    assert fitted.size == (32, 32)
+    assert fitted.getpixel((0, 0)) == corner and fitted.getpixel((16, 16)) == middle
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (65, 63)])
 def test_mp4_plays_everywhere(tmp_path, height, width):
     frames, path = blocks(8, height, width), tmp_path / "video.mp4"

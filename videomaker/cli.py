@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,14 +43,6 @@ data_app = typer.Typer(help="Make, index and prepare data for training.", no_arg
 app.add_typer(data_app, name="data")
 
 
-@cache
-def _console():
-    """The one console on stderr, shared so that messages pass above a progress bar."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -66,14 +56,9 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is chosen and why.")] = False,
 ) -> None:
-    import logging
+    from videomaker.terminal import show_messages
 
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=_console(), show_time=False, show_path=False)
-    logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
-    for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
-        logging.getLogger(library).setLevel("WARNING")
+    show_messages(verbose=verbose)
 
 
 _MODEL, _VIDEO, _RESULT = "Model", "Video", "Result"
@@ -91,8 +76,9 @@ def generate(
         typer.Option("--prompt", "-p", help="What happens in the video, or a .txt file, a prompt a line; repeatable."),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.")
-    ] = Path("outputs"),
+        Path | None,
+        typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
+    ] = None,
     combine: Annotated[
         Literal["each", "pairs", "subject"],
         typer.Option(
@@ -104,9 +90,11 @@ def generate(
         str, typer.Option("--seed", "-s", help="A number, or several such as 1,2,3 or 0-9: a video for each.")
     ] = "0",
     model: Annotated[
-        str,
-        typer.Option(help="'default' (small, embedded) or a folder in the diffusers format.", rich_help_panel=_MODEL),
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="A folder in the diffusers format, or 'default'.", show_default="embedded", rich_help_panel=_MODEL
+        ),
+    ] = None,
     motion_adapter: Annotated[
         str | None,
         typer.Option(help="AnimateDiff's folder, when the model is an SD 1.5 base.", rich_help_panel=_MODEL),
@@ -146,6 +134,14 @@ def generate(
     ] = None,
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=240, help="Frames a second.", show_default="8", rich_help_panel=_VIDEO)
+    ] = None,
+    fit: Annotated[
+        Literal["stretch", "pad", "crop"] | None,
+        typer.Option(
+            help="How a reference gets the video's shape; pad: white around it.",
+            show_default="stretch",
+            rich_help_panel=_VIDEO,
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Videos that go through the model together.", rich_help_panel=_RESULT)
@@ -193,13 +189,13 @@ def generate(
     """
     if from_json is not None:
         _refuse_other_options(context)
-        spec = {"motion_adapter": motion_adapter, "weights": weights}
-        spec["source"] = model if _is_given(context, "model") else None
-        target = output if _is_given(context, "output") else None
-        _generate_again(from_json, target, reference or [], {k: v for k, v in spec.items() if v is not None}, overwrite)
+        moved = {"source": model, "motion_adapter": motion_adapter, "weights": weights}
+        moved = {part: place for part, place in moved.items() if place is not None}
+        _generate_again(from_json, output, reference or [], moved, overwrite)
         return
     from videomaker import request
 
+    output = output or Path("outputs")
     file_format = request.output_format(output, file_format)
     jobs = request.plan_jobs(
         request.find_references(reference or []),
@@ -210,37 +206,29 @@ def generate(
         combine=combine,
     )
     recipe = request.Recipe(
-        request.ModelSpec(model, motion_adapter, weights, dtype, device, attention_backend, offload),
-        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps),
+        request.ModelSpec(model or "default", motion_adapter, weights, dtype, device, attention_backend, offload),
+        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
         request.Output(file_format, upscale),
     )
     _generate_jobs(jobs, recipe, batch_size, overwrite)
     if contact_sheet:
-        from videomaker.generate import write_contact_sheet
-
-        single = output.suffix.lower() in (".mp4", ".gif")
-        sheet = output.with_suffix(".sheet.png") if single else output / "contact-sheet.png"
-        write_contact_sheet(sheet, jobs)
-        typer.echo(sheet)
+        typer.echo(_write_contact_sheet(output, jobs))
 
 
 # What may be given with --from-json: where things lie now.
 _WITH_FROM_JSON = {"from_json", "reference", "output", "model", "motion_adapter", "weights", "overwrite"}
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    return context.get_parameter_source(name).name == "COMMANDLINE"
-
-
 def _refuse_other_options(context: typer.Context) -> None:
-    for name in context.params:
-        if name not in _WITH_FROM_JSON and _is_given(context, name):
+    for name in context.params.keys() - _WITH_FROM_JSON:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
             raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
 
 
 def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None:
     prepared = _prepare(recipe)
     from videomaker.generate import make_videos, pending_jobs
+    from videomaker.terminal import video_progress
 
     pending = pending_jobs(prepared, jobs, overwrite=overwrite)
     finished = len(jobs) - len(pending)
@@ -250,7 +238,7 @@ def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None
         if job not in pending:
             typer.echo(job.path)
     try:
-        with _progress(len(pending), prepared.recipe.settings.steps) as advance:
+        with video_progress(len(pending), prepared.recipe.settings.steps) as advance:
             for job in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
                 finished += 1
                 typer.echo(job.path)
@@ -264,69 +252,42 @@ def _generate_again(
 ) -> None:
     from dataclasses import replace
 
-    _quiet_libraries()
+    from videomaker.terminal import quiet_libraries, video_progress
+
+    quiet_libraries()
     from videomaker import record, request
     from videomaker.generate import replay
 
     old = record.read_record(path)
     recipe = record.recorded_recipe(old)
-    target = output or path.with_name(old["video"])
-    if request.output_format(target, recipe.output.format) and target.exists() and not overwrite:
-        raise InputError(f"{target} exists: use --overwrite or another --output")
+    output = output or path.with_name(old["video"])
+    request.output_format(output, recipe.output.format)
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: use --overwrite or another --output")
     prepared = _prepare(replace(recipe, model=replace(recipe.model, **moved)))
-    with _progress(1, recipe.settings.steps) as advance:
-        same = replay(prepared, old, target, references=references, on_step=advance)
+    with video_progress(1, recipe.settings.steps) as advance:
+        same = replay(prepared, old, output, references=references, on_step=advance)
     typer.echo("the same bytes as the first time" if same else "NOT the same bytes as the first time", err=True)
-    typer.echo(target)
+    typer.echo(output)
 
 
 def _prepare(recipe):
-    with _console().status("Loading the model"):
-        _quiet_libraries()
+    from videomaker.terminal import console, quiet_libraries
+
+    with console().status("Loading the model"):
+        quiet_libraries()
         from videomaker.generate import prepare
 
         return prepare(recipe)
 
 
-def _quiet_libraries() -> None:
-    """Keeps loading bars and advice for programmers off the screen, unless the environment asks for them."""
-    import os
-    import warnings
+def _write_contact_sheet(output: Path, jobs: list) -> Path:
+    from videomaker.generate import write_contact_sheet
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def _progress(num_videos: int, num_steps: int):
-    """Shows a bar on stderr; yields the function that counts denoising steps, given the number of videos in them."""
-    import sys
-
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    hidden = num_videos == 0 or not _console().is_terminal
-    columns = (
-        TextColumn("{task.fields[videos]} of {task.fields[num_videos]} videos"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Paths printed meanwhile pass above the bar, unless they go to a file or a pipe.
-    with Progress(*columns, console=_console(), redirect_stdout=sys.stdout.isatty(), disable=hidden) as progress:
-        task = progress.add_task("", total=num_videos * num_steps, videos=0, num_videos=num_videos)
-
-        def advance(count: int) -> None:
-            steps = progress.tasks[task].completed + count
-            progress.update(task, completed=steps, videos=int(steps // num_steps))
-
-        yield advance
+    one_file = output.suffix.lower() in (".mp4", ".gif")
+    sheet = output.with_suffix(".sheet.png") if one_file else output / "contact-sheet.png"
+    write_contact_sheet(sheet, jobs)
+    return sheet
 
 
 @app.command()
@@ -342,7 +303,9 @@ def convert(
     """Turn a published checkpoint into safetensors and report what it covers."""
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: use --overwrite or another name")
-    _quiet_libraries()
+    from videomaker.terminal import quiet_libraries
+
+    quiet_libraries()
     from videomaker.convert import convert_checkpoint
 
     typer.echo(convert_checkpoint(source, output, model=model))
@@ -457,13 +420,42 @@ def data_cache(
     starts: Annotated[int, typer.Option(min=1, help="Windows of each clip, spread evenly.")] = 1,
 ) -> None:
     """Encode clips and captions once, for training that skips the VAE; goes on after an interruption."""
-    _quiet_libraries()
+    from videomaker.terminal import quiet_libraries
+
+    quiet_libraries()
     from videomaker.train.cache import build_cache, load_encoders
     from videomaker.train.dataset import DataConfig
 
     size = {"num_frames": num_frames, "frame_stride": frame_stride, "height": height, "width": width}
     config = DataConfig(manifest=str(manifest), **size)
     count, dropped = build_cache(config, load_encoders(model, vae=vae), out, starts=starts)
+    _report(f"{count} clips in {out}", dropped)
+
+
+@data_app.command("highlight")
+def data_highlight(
+    manifest: _MANIFEST,
+    detector: Annotated[Path, typer.Option(help="Local folder of Grounding DINO in the transformers format.")],
+    segmenter: Annotated[Path, typer.Option(help="Local folder of SAM in the transformers format.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write, beside MANIFEST; masks go into <OUT>-masks.")],
+    prompt: Annotated[
+        str, typer.Option(help="What to detect, such as 'head'.", show_default="each clip's subject_phrase")
+    ] = "",
+    box_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection.")] = 0.35,
+    text_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of its words.")] = 0.25,
+    max_overlap: Annotated[float, typer.Option(min=0, max=1, help="Boxes that overlap more are one subject.")] = 0.5,
+    min_area: Annotated[float, typer.Option(min=0, max=1, help="Smallest box, as a share of the picture.")] = 0.02,
+) -> None:
+    """Mask the subject of every reference; clips without exactly one, large enough, are left out."""
+    _quiet_libraries()
+    import torch
+
+    from videomaker.train.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest
+
+    settings = HighlightSettings(box_threshold, text_threshold, max_overlap, min_area)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detect, segment = GroundingDino(detector, settings, device=device), Sam(segmenter, device=device)
+    count, dropped = highlight_manifest(manifest, out, detect, segment, prompt=prompt, settings=settings)
     _report(f"{count} clips in {out}", dropped)
 
 

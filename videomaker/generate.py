@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 
 from videomaker import default_model_path, media, record
@@ -25,7 +26,7 @@ from videomaker.request import Job, ModelSpec, Recipe, Settings
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8)
+PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
 # What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
 _GENERATION_KEYS = {
     "num_inference_steps": "steps",
@@ -277,7 +278,7 @@ def render(
     try:
         video = pipe(
             [job.prompt for job in batch],
-            [[media.load_reference(path) for path in job.references] for job in batch],
+            [[_load(path, settings) for path in job.references] for job in batch],
             num_frames=settings.frames,
             height=settings.height,
             width=settings.width,
@@ -295,6 +296,10 @@ def render(
     if not np.isfinite(video).all():
         raise InputError(f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32")
     return (video * 255).round().astype(np.uint8)
+
+
+def _load(path: Path, settings: Settings) -> Image.Image:
+    return media.fit_reference(media.load_reference(path), settings.width, settings.height, settings.fit)
 
 
 def _memory_advice(batch_size: int, settings: Settings) -> str:

@@ -102,6 +102,16 @@ def _reason(error: Exception, max_pixels: int) -> str:
     return str(error) or type(error).__name__
 
 
+def fit_reference(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:
+    """Gives a picture the video's shape: `"stretch"` as the paper does, `"pad"` with white around, or `"crop"`."""
+    size, filter_ = (width, height), Image.Resampling.LANCZOS
+    if fit == "pad":
+        return ImageOps.pad(image, size, filter_, color="white")
+    if fit == "crop":
+        return ImageOps.fit(image, size, filter_)
+    return image.resize(size, filter_)
+
+
 def default_upscale(height: int, width: int) -> int:
     """How many times a video is enlarged when written: more than once only when it is tiny."""
     short_side = min(height, width)

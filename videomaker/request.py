@@ -15,6 +15,7 @@ from videomaker.errors import InputError
 
 Combine = Literal["each", "pairs", "subject"]
 Format = Literal["mp4", "gif", "frames"]
+Fit = Literal["stretch", "pad", "crop"]
 
 _MAX_NAME_BYTES = 80  # of the reference's part and of the prompt's; file systems allow 255 in all
 _MAX_SEED = 2**63 - 1
@@ -48,7 +49,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample. `None` takes what the model's `generation.json` says, else the paper's value."""
+    """How to sample. `None` takes what the model's `generation.json` says, else the paper's value.
+
+    `fit` says how a reference of another shape gets the video's: see `videomaker.media.fit_reference`.
+    """
 
     steps: int | None = None
     guidance: float | None = None
@@ -57,6 +61,7 @@ class Settings:
     height: int | None = None
     frames: int | None = None
     fps: float | None = None
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
