@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 from argparse import Namespace
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import distributed as dist
 
 from videomaker.errors import InputError
@@ -26,7 +27,7 @@ from videomaker.files import atomic_path
 from videomaker.weights import sha256
 
 from .config import CheckpointConfig
-from .engine import gather_trained
+from .engine import gather_trained, set_average
 
 _MANIFEST = "manifest.json"
 _TAG = "deepspeed"
@@ -236,43 +237,46 @@ def _problem(folder: Path, manifest: dict[str, Any], *, hashes: bool) -> str:
     return ""
 
 
-def load(engine, found: Found) -> None:
-    """Restores weights, optimizer and loss scale from `found`, whatever the number of ranks was. All ranks call it.
-
-    Raises:
-        InputError: another ZeRO stage and another number of ranks at once, which DeepSpeed cannot convert.
-    """
-    source = universal_folder(found) if needs_conversion(found, dist.get_world_size()) else found.folder
-    engine.load_checkpoint(str(source), tag=_TAG, load_module_strict=False)
-
-
 def needs_conversion(found: Found, world_size: int) -> bool:
     """Whether the optimizer's state is cut for another number of ranks; without ZeRO it is whole."""
     return found.stage > 0 and found.world_size != world_size
 
 
-def universal_folder(found: Found) -> Path:
-    """Where `convert` puts the form of a checkpoint that any number of ranks can load."""
-    return found.folder.parent / f".universal-{found.folder.name}.tmp"
+def load(engine, found: Found) -> None:
+    """Restores weights, optimizer and loss scale from `found`; all ranks call it.
+
+    For another number of ranks the engine must have been made with `{"checkpoint": {"load_universal": true}}`.
+    """
+    if not needs_conversion(found, dist.get_world_size()):
+        engine.load_checkpoint(str(found.folder), tag=_TAG, load_module_strict=False)
+        return
+    universal = found.folder.parent / f".universal-{found.folder.name}.tmp"
+    if dist.get_rank() == 0:
+        _convert(found.folder / _TAG, universal / _TAG)
+    dist.barrier()
+    engine.load_checkpoint(str(universal), tag=_TAG, load_module_strict=False)
+    _restore_average(engine, found)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal)
 
 
-def convert(found: Found) -> None:
-    """Writes DeepSpeed's universal form of `found`; one process does it for all."""
+def _convert(source: Path, output: Path) -> None:
+    """Writes DeepSpeed's universal form of a checkpoint, which any number of ranks can load."""
     from deepspeed.checkpoint import ds_to_universal
 
-    folder = universal_folder(found) / _TAG
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    ds_to_universal.main(
-        Namespace(
-            input_folder=str(found.folder / _TAG),
-            output_folder=str(folder),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=False,
-        )
-    )
+    shutil.rmtree(output.parent, ignore_errors=True)
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False}
+    options |= {"strict": True, "inject_missing_state": False}
+    with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+        ds_to_universal.main(Namespace(input_folder=str(source), output_folder=str(output), **options))
+
+
+def _restore_average(engine, found: Found) -> None:
+    """Cuts the moving average anew for this number of ranks: the universal form leaves it out."""
+    path = found.folder / WEIGHTS["ema"]
+    if path.is_file():
+        set_average(engine, load_file(path))
 
 
 def check_stage(found: Found, stage: int) -> None:

@@ -99,9 +99,6 @@ class Trainer:
         if found is not None:
             checkpoints.check_stage(found, self.config.zero.stage)
             if checkpoints.needs_conversion(found, self.world_size):
-                if self.rank == 0:
-                    checkpoints.convert(found)
-                dist.barrier()
                 self.ds_json["checkpoint"] = {"load_universal": True}
         self.engine = initialize(self.learner, self.config, self.ds_json, self.device)
         if found is None:
