@@ -8,13 +8,14 @@ import math
 import wave
 from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import torch
 import webdataset
+from clips import SIZE, damage, picture_index, write_lines, write_video
 from PIL import Image
 from tiny import tiny_pipeline
+from typer.testing import CliRunner
 from videomaker.train import index
 from videomaker.train import manifest as manifests
 from videomaker.train import shards as shard_files
@@ -27,40 +28,6 @@ from videomaker.train.shards import write_shards
 from videomaker.train.video import ClipError, open_video, probe
 
 from videomaker.errors import InputError
-
-SIZE = 32  # pixels, of the test videos
-
-
-def index_picture(index: int) -> np.ndarray:
-    """A frame that tells its own index: 8 bars, white for a 1 of the binary number, which survives H.264."""
-    bits = np.array([255 * (index >> bit & 1) for bit in range(8)], np.uint8)
-    return np.broadcast_to(bits.repeat(SIZE // 8)[None, :, None], (SIZE, SIZE, 3))
-
-
-def picture_index(image) -> int:
-    bars = np.asarray(image, float).mean((0, 2)).reshape(8, -1).mean(1)
-    return sum(1 << bit for bit in range(8) if bars[bit] > 128)
-
-
-def write_video(path, num_frames, *, codec="libx264", pts=None, options=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.width = stream.height = SIZE
-        stream.pix_fmt = "yuv420p"
-        container.start_encoding()
-        for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(index_picture(index)), format="rgb24")
-            frame.pts = pts[index] if pts else index
-            container.mux(stream.encode(frame))
-        if num_frames:
-            container.mux(stream.encode())
-    return path
-
-
-def write_lines(path, lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +156,6 @@ def test_frames_are_exact(tmp_path, name, settings, start):
             assert [picture_index(frame) for frame in video.read(wanted)] == wanted
             assert [picture_index(frame) for frame in video.read([3])] == [3]
     assert (probe(path).num_frames, probe(path).width) == (60, SIZE)
-
-
-def damage(path):
-    """Overwrites the second half of the pictures; the header stays."""
-    content = path.read_bytes()
-    start = content.index(b"mdat") + 4
-    start += (len(content) - start) // 2
-    path.write_bytes(content[:start] + bytes(len(content) - start))
 
 
 @pytest.mark.parametrize("kind", ["missing", "not a video", "only sound", "no frames", "broken", "too short"])
@@ -363,6 +322,21 @@ def test_bad_files_are_refused_before_the_first_step(tmp_path, folder):
     assert str(error.value).startswith(expected)
     dataset = build_dataset(dataclasses.replace(config, bad_clips="skip"), seed=0)
     assert len(dataset) == 4
+
+
+def test_references_must_fit_before_the_first_step(tmp_path):
+    write_video(tmp_path / "a.mp4", 20)
+    Image.new("RGB", (20, 10)).save(tmp_path / "picture.jpg")
+    Image.new("L", (10, 20)).save(tmp_path / "mask.png")
+    ref = {"image": "picture.jpg", "mask": "mask.png"}
+    write_lines(tmp_path / "manifest.jsonl", [{"video": "a.mp4", "caption": "x", "refs": [ref]}])
+    with pytest.raises(InputError, match=r"bad reference: 1\), first 'a': .* mask.png and its picture have different"):
+        build_dataset(config_of(tmp_path), seed=0)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    Image.new("RGB", (20, 10)).save(tmp_path / "picture.jpg", exif=turned)
+    (batch,) = take(build_loader(build_dataset(config_of(tmp_path), seed=0), batch_size=1), 1)
+    assert (batch["reference"] == 1).all()  # the mask keeps nothing
 
 
 def test_bad_clips_are_replaced_and_counted(tmp_path, caplog):
@@ -686,3 +660,55 @@ def test_a_stale_cache_is_refused(cached):
     manifest.write_text(manifest.read_text().replace("b 2", "b 3"))
     with pytest.raises(InputError, match="stale for 2 of 3 clips"):
         open_for(config, pipeline)
+
+
+# The command line
+
+
+def run(*arguments):
+    from videomaker.cli import app
+
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_commands_prepare_a_data_set(videobooth, tmp_path):
+    out, clean, masks = tmp_path / "all.jsonl", tmp_path / "clean.jsonl", videobooth / "parsing"
+    code, text = run("index", "--layout", "videobooth", "--root", videobooth, "--masks", masks, "--out", out)
+    assert code == 0, text
+    assert "1 clips in" in text
+    assert "left out, bad mask.json: 2" in text
+    (tmp_path / "gone.jsonl").write_text(out.read_text() + '{"video": "gone.mp4", "caption": "x"}\n{')
+    code, text = run("check", tmp_path / "gone.jsonl")
+    assert code == 2
+    assert "gone.jsonl:2: clip 'gone': missing" in text
+    assert run("check", tmp_path / "gone.jsonl", "--out", clean)[0] == 0
+    assert len(manifests.read_manifest(clean)) == 1
+    code, text = run("shard", clean, "--out", tmp_path / "shards")
+    assert code == 0, text
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    size = ["--num-frames", 3, "--frame-stride", 4, "--height", SIZE, "--width", SIZE]
+    manifest = tmp_path / "shards" / "manifest.jsonl"
+    code, text = run("cache", manifest, "--model", tmp_path / "model", "--out", tmp_path / "cache", *size)
+    assert code == 0, text
+    config = config_of(tmp_path / "shards", cache=str(tmp_path / "cache"))
+    assert open_for(config, tiny_pipeline()).entries.keys() == {"dog-100"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "--layout", "celebv-text", "--root", "nowhere", "--out", "m.jsonl"],
+        ["index", "--layout", "celebv-text", "--root", ".", "--out", "m.jsonl", "--masks", "."],
+        ["check", "nowhere.jsonl"],
+        ["shard", "nowhere.jsonl", "--out", "shards"],
+        ["cache", "nowhere.jsonl", "--model", "nowhere", "--out", "cache"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_refuse_and_write_nothing(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text = run(*arguments)
+    assert code == 2
+    assert text.startswith("error: ")
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from videomaker.errors import InputError
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False, show: bool = True) -> None:
-    """Reads the header of every video and looks for every picture.
+    """Reads the header of every video and picture.
 
     Args:
         clips: lines of the manifest in the folder `root`.
@@ -59,9 +60,11 @@ def find_problem(clip: Clip, root: Path) -> ClipError | None:
         if clip.shard:
             _require_file(root / clip.shard)
             return None
-        probe(root / clip.video)
-        for name in clip.files():
-            _require_file(root / name)
+        info = probe(root / clip.video)
+        for ref in clip.refs:
+            size = _picture_size(root / ref.image) if ref.image else (info.width, info.height)
+            if ref.mask and _picture_size(root / ref.mask) != size:
+                raise ClipError("bad reference", f"the mask {ref.mask} and its picture have different sizes")
     except ClipError as error:
         return error
     return None
@@ -162,6 +165,17 @@ def describe_counts(reasons: Iterable[str]) -> str:
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise ClipError("missing", str(path))
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """Width and height as the header tells, the right way up."""
+    _require_file(path)
+    try:
+        with Image.open(path) as image:
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if on_its_side else image.size
+    except OSError as error:
+        raise ClipError("bad reference", str(error)) from error
 
 
 def _caption_problem(clip: Clip, tokenizer: Any, max_tokens: int) -> ClipError | None:

@@ -142,7 +142,7 @@ class ClipDataset(Dataset):
 
     def _reference(self, clip: Clip, video: Video, rng: np.random.Generator) -> torch.Tensor:
         """The augmented reference, float32 `[C, H, W]`."""
-        candidates = clip.refs or _spread_frames(video.num_frames)
+        candidates = clip.refs or spread_frames(video.num_frames)
         ref = candidates[rng.integers(len(candidates))]
         image = load_image(self.root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
         mask = load_image(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
@@ -179,6 +179,11 @@ def decode_window(video: Video, config: DataConfig, *, position: float) -> torch
     start = int(position * num_starts)
     frames = video.read(range(start, start + config.span, config.frame_stride))
     return torch.stack([to_tensor(fill_frame(frame, height=config.height, width=config.width)) for frame in frames], 1)
+
+
+def spread_frames(num_frames: int) -> list[Reference]:
+    """The references of a clip whose manifest names none: frames in the middle of equal parts."""
+    return [Reference(frame=int((k + 0.5) * num_frames / REFERENCE_FRAMES)) for k in range(REFERENCE_FRAMES)]
 
 
 class ClipLoader:
@@ -292,10 +297,6 @@ def _keys(
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     skipped = [skip for sample in samples for skip in sample.pop("skipped")]
     return {**(default_collate(samples) if all(samples) else {}), "skipped": skipped}
-
-
-def _spread_frames(num_frames: int) -> list[Reference]:
-    return [Reference(frame=int((k + 0.5) * num_frames / REFERENCE_FRAMES)) for k in range(REFERENCE_FRAMES)]
 
 
 def _check_config(config: DataConfig) -> None:

@@ -63,12 +63,6 @@ class Clip(BaseModel):
             filled["captions"] = [filled.pop("caption")]
         return filled
 
-    def files(self) -> Iterator[str]:
-        """The names of all files that the line refers to."""
-        yield self.video
-        for ref in self.refs:
-            yield from filter(None, (ref.image, ref.mask))
-
 
 def parse_manifest(path: str | os.PathLike) -> Iterator[tuple[int, Clip | str]]:
     """Yields (line number, clip) for every good line and (line number, what is wrong) for every bad one.

@@ -10,6 +10,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -81,7 +82,8 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
     """
     clips = read_manifest(manifest)
-    _claim(out, {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), "clips_per_shard": clips_per_shard})
+    plan = {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), "clips_per_shard": clips_per_shard}
+    claim(out, plan, "shards of another manifest or size")
     packed: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()
     with tqdm(total=len(clips), desc="writing shards", unit="clip", disable=None) as progress:
@@ -98,14 +100,18 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
     return len(packed), dict(dropped)
 
 
-def _claim(out: Path, plan: dict[str, str | int]) -> None:
-    """Records what the folder's shards are made of, or compares it."""
-    file = out / "plan.json"
+def claim(folder: Path, plan: dict[str, Any], otherwise: str) -> None:
+    """Records how a folder's files are made, or makes sure that those there were made so.
+
+    Raises:
+        InputError: they were not; `otherwise` says what they are then.
+    """
+    file = folder / "plan.json"
     if not file.exists():
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(plan))
     elif json.loads(file.read_text()) != plan:
-        raise InputError(f"{out} holds shards of another manifest or size; choose another --out or remove it")
+        raise InputError(f"{folder} holds {otherwise}; choose another --out or remove it")
 
 
 def _write_shard(shard: Path, clips: list[Clip], *, root: Path, first: int) -> collections.Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Literal
 
 import typer
@@ -28,7 +29,7 @@ class _Commands(TyperGroup):
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    return shorten(str(error), 400, placeholder=" …")
 
 
 app = typer.Typer(
@@ -170,8 +171,8 @@ def generate(
 ) -> None:
     """Make videos of a subject from its picture and a prompt.
 
-    Beside each video lies a JSON with all it was made from. Results that are there are kept, so that an interrupted
-    batch goes on when the same command runs again.
+    Beside each video lies a JSON with all it was made from. Results that
+    are there are kept: an interrupted batch goes on when run again.
 
     [b]With the embedded model[/b], offline, on any machine:
 
@@ -447,7 +448,9 @@ def data_highlight(
     min_area: Annotated[float, typer.Option(min=0, max=1, help="Smallest box, as a share of the picture.")] = 0.02,
 ) -> None:
     """Mask the subject of every reference; clips without exactly one, large enough, are left out."""
-    _quiet_libraries()
+    from videomaker.terminal import quiet_libraries
+
+    quiet_libraries()
     import torch
 
     from videomaker.train.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest

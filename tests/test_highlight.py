@@ -1,0 +1,207 @@
+"""Masks of the subject: the filters with a made-up detector, the models with random weights."""
+
+import json
+
+import numpy as np
+import pytest
+from clips import SIZE, write_lines, write_video
+from PIL import Image
+from videomaker.train.dataset import DataConfig, build_dataset
+from videomaker.train.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, suppress
+from videomaker.train.manifest import read_manifest
+
+from videomaker.errors import InputError
+
+BOX = (4.0, 8.0, 20.0, 24.0)
+
+
+def segmenter(image, box):
+    left, top, right, bottom = map(int, box)
+    mask = np.zeros((image.height, image.width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+class MadeUpDetector:
+    """Gives the boxes listed for a text and counts its calls."""
+
+    def __init__(self, boxes):
+        self.boxes, self.calls = boxes, []
+
+    def __call__(self, image, text):
+        self.calls.append(text)
+        boxes = np.array(self.boxes[text], float).reshape(-1, 4)
+        return boxes, np.linspace(0.9, 0.5, len(boxes))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    lines = []
+    for name in ("one", "none", "two", "small", "twice"):
+        write_video(tmp_path / f"{name}.mp4", 20)
+        lines.append({"id": f"set/{name}", "video": f"{name}.mp4", "caption": "x", "subject_phrase": name.title()})
+    return write_lines(tmp_path / "manifest.jsonl", lines)
+
+
+@pytest.fixture
+def detector():
+    nearly = (5.0, 8.0, 20.0, 24.0)
+    boxes = {
+        "one.": [BOX],
+        "none.": [],
+        "two.": [BOX, (22, 0, 32, 9)],
+        "small.": [(0, 0, 4, 4)],
+        "twice.": [nearly, BOX],
+    }
+    return MadeUpDetector(boxes)
+
+
+def test_clips_with_one_subject_get_masks(manifest, detector, tmp_path):
+    count, dropped = highlight_manifest(manifest, tmp_path / "out.jsonl", detector, segmenter)
+    assert count == 2
+    assert dropped == {"no subject": 1, "several subjects": 1, "small subject": 1}
+    one, twice = read_manifest(tmp_path / "out.jsonl")
+    assert [ref.frame for ref in one.refs] == [2, 7, 12, 17]
+    assert one.refs[0].box == BOX
+    assert twice.refs[0].box[0] == 5  # the stronger of two boxes of one subject
+    mask = np.asarray(Image.open(tmp_path / one.refs[3].mask))
+    assert mask.shape == (SIZE, SIZE)
+    assert (mask[8:24, 4:20] == 255).all()
+    assert mask.sum() == 255 * 16 * 16
+    config = DataConfig(str(tmp_path / "out.jsonl"), num_frames=2, frame_stride=1, height=SIZE, width=SIZE)
+    assert len(build_dataset(config, seed=0)) == 2
+
+
+def test_given_pictures_are_masked_too(tmp_path, detector):
+    write_video(tmp_path / "a.mp4", 20)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    line = {"video": "a.mp4", "caption": "x", "refs": [{"image": "a.png"}, {"frame": 19}]}
+    manifest = write_lines(tmp_path / "manifest.jsonl", [line])
+    with pytest.raises(InputError, match="neither subject_phrase nor category; say what to detect with --prompt"):
+        highlight_manifest(manifest, tmp_path / "out.jsonl", detector, segmenter)
+    highlight_manifest(manifest, tmp_path / "out.jsonl", detector, segmenter, prompt="One")
+    (clip,) = read_manifest(tmp_path / "out.jsonl")
+    assert [(ref.image, ref.frame) for ref in clip.refs] == [("a.png", None), (None, 19)]
+    assert Image.open(tmp_path / clip.refs[0].mask).size == (40, 30)
+
+
+def test_highlighting_goes_on_after_an_interruption(manifest, detector, tmp_path):
+    def interrupted(image, box):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.jsonl"
+    detector.boxes["one."] = []
+    with pytest.raises(KeyboardInterrupt):
+        highlight_manifest(manifest, out, detector, interrupted)  # none of the first four clips gets to a mask
+    assert not out.exists()
+    done = sorted(path.name for path in (tmp_path / "out-masks").iterdir())
+    assert done == ["plan.json", "set%2Fnone", "set%2Fone", "set%2Fsmall", "set%2Ftwo"]
+    detector.calls.clear()
+    assert highlight_manifest(manifest, out, detector, segmenter)[0] == 1
+    assert set(detector.calls) == {"twice."}
+    with pytest.raises(InputError, match="holds masks made with other thresholds"):
+        highlight_manifest(manifest, out, detector, segmenter, settings=HighlightSettings(min_area=0.1))
+
+
+def test_outputs_go_beside_the_manifest(manifest, detector, tmp_path):
+    with pytest.raises(InputError, match="paths in a manifest are relative to its folder"):
+        highlight_manifest(manifest, tmp_path / "elsewhere" / "out.jsonl", detector, segmenter)
+    detector.boxes = {text: [] for text in detector.boxes}
+    with pytest.raises(InputError, match=r"shows one subject \(no subject: 5\)"):
+        highlight_manifest(manifest, tmp_path / "out.jsonl", detector, segmenter)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_suppression_keeps_the_strongest():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4], [50, 50, 60, 60]], float)
+    kept = suppress(boxes, np.array([0.5, 0.9, 0.4, 0.6]), max_overlap=0.5)
+    # The first overlaps the strongest by 60 of 100, the third by 40 of 60.
+    assert kept.tolist() == [[0, 0, 10, 6], [50, 50, 60, 60]]
+    assert suppress(np.zeros((0, 4)), np.zeros(0), max_overlap=0.5).shape == (0, 4)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Grounding DINO and SAM with random weights, in folders."""
+    from transformers import (
+        BertTokenizerFast,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessorPil,
+        GroundingDinoProcessor,
+        SamConfig,
+        SamImageProcessorPil,
+        SamModel,
+        SamProcessor,
+        SwinConfig,
+    )
+
+    root = tmp_path_factory.mktemp("models")
+    words = {f"[unused{i}]": i for i in range(1100)}
+    # Grounding DINO finds the phrases of a prompt by these ids of BERT's vocabulary.
+    special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029, "head": 1050}
+    vocabulary = {i: token for token, i in words.items()} | {i: token for token, i in special.items()}
+    tokenizer = BertTokenizerFast(vocab={token: i for i, token in vocabulary.items()})
+    swin = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 4}
+    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(**swin, out_features=["stage2", "stage3", "stage4"]),
+        text_config={"model_type": "bert", "vocab_size": 1100, "max_position_embeddings": 64, **bert},
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=10,
+        max_text_len=32,
+        disable_custom_kernels=True,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(root / "dino")
+    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 192})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(root / "dino")
+    patches = {"image_size": 64, "patch_size": 8}
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
+    vision = {"hidden_size": 16, "output_channels": 8, "global_attn_indexes": [0], "window_size": 0, "num_pos_feats": 4}
+    config = SamConfig(
+        vision_config={**patches, **small, **vision, "initializer_range": 0.02},
+        prompt_encoder_config={**patches, "hidden_size": 8, "mask_input_channels": 4},
+        mask_decoder_config={**small, "hidden_size": 8, "iou_head_depth": 2, "iou_head_hidden_dim": 8},
+    )
+    SamModel(config).save_pretrained(root / "sam")
+    sizes = {"size": {"longest_edge": 64}, "mask_size": {"longest_edge": 16}}
+    pads = {"pad_size": {"height": 64, "width": 64}, "mask_pad_size": {"height": 16, "width": 16}}
+    SamProcessor(SamImageProcessorPil(**sizes, **pads)).save_pretrained(root / "sam")
+    return root
+
+
+def test_the_models_run_from_local_folders(models):
+    """Random weights detect nothing of sense; what counts is that boxes and masks have the picture's coordinates."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 72, 3), np.uint8))
+    everything = HighlightSettings(box_threshold=0.0, text_threshold=0.0)
+    boxes, scores = GroundingDino(models / "dino", everything)(image, "head.")
+    assert boxes.shape == (len(scores), 4)
+    assert len(boxes) == 10
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert (centres > 0).all()
+    assert (centres < [72, 48]).all()
+    mask = Sam(models / "sam")(image, (4.0, 4.0, 30.0, 30.0))
+    assert (mask.shape, mask.dtype) == ((48, 72), bool)
+
+
+def test_the_command_runs(models, manifest, tmp_path):
+    from typer.testing import CliRunner
+
+    from videomaker.cli import app
+
+    command = ["data", "highlight", manifest, "--detector", models / "dino", "--segmenter", models / "sam"]
+    result = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out.jsonl"), "--prompt", "head"])
+    assert result.exit_code == 2  # random weights find no single subject
+    assert "shows one subject" in result.output
+    found = json.loads((tmp_path / "out-masks" / "set%2Fone" / "result.json").read_text())
+    assert found["text"] == "head."
+    command[4] = tmp_path
+    result = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out.jsonl")])
+    assert result.exit_code == 2
+    assert "has no config.json" in result.output
