@@ -31,9 +31,12 @@ install: $(READY)  ## .venv with the package (editable), training and developmen
 	$(PY) -m pip install -q -e . --no-deps --no-build-isolation
 
 demo: $(READY)   ## one video from an embedded model and a bundled picture: outputs/demo
-	$(PY) -P -m videomaker generate --reference videomaker/assets --contact-sheet --output outputs/demo
+	$(PY) -P -m videomaker generate --reference videomaker/assets --prompt videomaker/assets/prompts.txt \
+		--combine pairs --contact-sheet --output outputs/demo
 
 test: export HF_HUB_OFFLINE = 1
+# Tiny models on several threads wait for each other more than they compute.
+test: export OMP_NUM_THREADS = 1
 test: $(READY)   ## all tests that need no GPU
 	$(PY) -P -m pytest tests  # -P: the folder kernels/ must not hide a package of that name
 
