@@ -25,15 +25,6 @@ PROMPT = "a creature over a meadow"
 QUICK = ("--steps", "2", "--frames", "3")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make a tiny model many times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -139,6 +130,12 @@ def test_a_record_refuses_another_reference_or_model(run, reference, model, tmp_
     refused(runner.invoke(app, [*again, "-r", str(moved)]), "exists")
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"record_version": 1}', '{"record_version": 99}'])
+def test_a_file_that_is_no_record(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    refused(runner.invoke(app, ["generate", "--from-json", str(tmp_path / "x.json")]), "not the record of a video")
+
+
 def test_an_interrupted_batch_goes_on(run, tmp_path, monkeypatch):
     render = generate.render
 
@@ -227,6 +224,7 @@ def test_full_disk(model, reference, tmp_path):
         (("--motion-adapter", "nowhere"), "motion adapter 'nowhere'"),
         (("--weights", "nowhere.bin"), "nowhere.bin does not exist"),
         (("--device", "warp"), "device 'warp'"),
+        (("--device", "cpu", "--offload"), "the device is the CPU"),
         (("--attention-backend", "magic"), "'magic'"),
         (("--seed", "one"), "seed 'one'"),
         (("--seed", "5-2"), "seed '5-2'"),
@@ -282,6 +280,20 @@ def test_base_with_motion_adapter_and_weights(run, model, tmp_path):
     assert run(*asked, "-o", tmp_path / "video.mp4").exit_code == 0
     torch.save({"something.else": torch.zeros(1)}, tmp_path / "partial.bin")
     refused(run(*asked), "another architecture")
+
+
+def test_a_model_brings_its_defaults_and_its_note(model, reference, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    defaults = {"num_frames": 2, "fps": 5, "num_inference_steps": 1, "width": 40, "note": "This model is untrained."}
+    (tmp_path / "model" / "generation.json").write_text(json.dumps(defaults))
+    video = tmp_path / "video.mp4"
+    asked = ["generate", "-r", str(reference), "-p", PROMPT, "--model", str(tmp_path / "model"), "-o", str(video)]
+    result = runner.invoke(app, [*asked, "--fps", "6"])
+    assert result.exit_code == 0, result.output
+    assert "This model is untrained." in result.stderr
+    settings = json.loads(video.with_suffix(".json").read_text())["settings"]
+    assert (settings["frames"], settings["steps"], settings["width"], settings["fps"]) == (2, 1, 40, 6.0)
+    assert (settings["height"], settings["guidance"]) == (32, 8.0)
 
 
 def test_long_prompt_says_what_is_cut(run):

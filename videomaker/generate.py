@@ -49,21 +49,22 @@ class Prepared:
 
 
 def resolve_model(spec: ModelSpec) -> ModelSpec:
-    """Replaces every `"auto"` by what will run on this machine.
+    """Replaces the device and dtype `"auto"` by what this machine has; the attention backend's is each layer's choice.
 
     Raises:
-        InputError: the device is unknown or absent, or the attention backend cannot run on it.
+        InputError: the device is unknown or absent, or cannot run the attention backend, or has nothing to offload.
     """
     device = _resolve_device(spec.device)
     dtype = ("float16" if device.type == "cuda" else "float32") if spec.dtype == "auto" else spec.dtype
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown: choose from auto, {', '.join(DTYPES)}")
-    probe = torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype])
+    if spec.offload and device.type == "cpu":
+        raise InputError("--offload makes room on a GPU, and the device is the CPU: leave it out")
     try:
-        backend, _ = choose_backend(probe, spec.attention_backend)
+        choose_backend(torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype]), spec.attention_backend)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return replace(spec, device=str(device), dtype=dtype, attention_backend=backend)
+    return replace(spec, device=str(device), dtype=dtype)
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -80,24 +81,8 @@ def _resolve_device(name: str) -> torch.device:
 
 
 def model_folder(source: str) -> Path:
-    """The folder of a model: `"default"` is the embedded one.
-
-    Raises:
-        InputError: no such model, or one that is not Stable Diffusion 1.5, AnimateDiff or VideoMaker.
-    """
-    folder = default_model_path() if source == "default" else Path(source)
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"unknown model {source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
-        ) from error
-    unet = (index.get("unet") or [None, None])[1]
-    if unet not in ("UNet2DConditionModel", "UNetMotionModel") or "text_encoder_2" in index:
-        raise InputError(
-            f"model {source!r} is a {index.get('_class_name')}: give a VideoMaker or a Stable Diffusion 1.5 folder"
-        )
-    return folder
+    """The folder of a model: `"default"` is the embedded one."""
+    return default_model_path() if source == "default" else Path(source)
 
 
 def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
@@ -106,16 +91,12 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
     Raises:
         InputError: a part is missing, damaged, or of another architecture.
     """
-    folder = model_folder(spec.source)
+    _check_model(spec)
     options: dict[str, Any] = {"torch_dtype": DTYPES[spec.dtype], "attention_backend": spec.attention_backend}
     if spec.motion_adapter is not None:
         options["motion_adapter"] = _adapter_folder(spec.motion_adapter)
-    elif _unet_class(folder) == "UNet2DConditionModel":
-        raise InputError(
-            f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
-        )
     try:
-        pipe = VideoMakerPipeline.from_pretrained(folder, **options)
+        pipe = VideoMakerPipeline.from_pretrained(model_folder(spec.source), **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model {spec.source!r} cannot be loaded: {error}") from error
     if spec.weights is not None:
@@ -128,8 +109,22 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
     return pipe.to(spec.device)
 
 
-def _unet_class(folder: Path) -> str:
-    return json.loads((folder / "model_index.json").read_text())["unet"][1]
+def _check_model(spec: ModelSpec) -> None:
+    """Refuses what is not Stable Diffusion 1.5, AnimateDiff or VideoMaker before its weights are read."""
+    try:
+        index = json.loads((model_folder(spec.source) / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"unknown model {spec.source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
+        ) from error
+    unet = (index.get("unet") or [None, None])[1]
+    if unet not in ("UNet2DConditionModel", "UNetMotionModel") or "text_encoder_2" in index:
+        kind = index.get("_class_name")
+        raise InputError(f"model {spec.source!r} is a {kind}: give a VideoMaker or a Stable Diffusion 1.5 folder")
+    if unet == "UNet2DConditionModel" and spec.motion_adapter is None:
+        raise InputError(
+            f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
+        )
 
 
 def _adapter_folder(folder: str) -> str:
@@ -139,9 +134,16 @@ def _adapter_folder(folder: str) -> str:
 
 
 def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
-    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user."""
+    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
     path = folder / "generation.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
     settings = {_GENERATION_KEYS[key]: value for key, value in values.items() if key in _GENERATION_KEYS}
     return Settings(**settings), values.get("note")
 
@@ -152,6 +154,7 @@ def prepare(asked: Recipe) -> Prepared:
     Raises:
         InputError: something asked for does not exist or does not fit the model.
     """
+    torch.backends.cudnn.deterministic = True  # or a record would not give the same bits again
     model = resolve_model(asked.model)
     pipe = load_pipeline(model)
     defaults, note = generation_defaults(model_folder(model.source))
@@ -228,7 +231,7 @@ def make_videos(
         OSError: a result cannot be written; nothing half written stays.
     """
     pipe, recipe = prepared.pipe, prepared.recipe
-    warn_of_cut_prompts(pipe, (job.prompt for job in jobs))
+    warn_of_cut_prompts(pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt])
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         videos = render(pipe, batch, recipe.settings, on_step)

@@ -86,15 +86,16 @@ def read_record(path: Path) -> dict[str, Any]:
     """Reads a record.
 
     Raises:
-        InputError: the file is missing, or not a record of a version that is understood.
+        InputError: the file is missing, or not a record of the version that is understood.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["record_version"]
+        if record["record_version"] != RECORD_VERSION:
+            raise ValueError(f"its version is {record['record_version']}, this program reads {RECORD_VERSION}")
+        recorded_recipe(record)
+        path.with_name(record["video"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a record of a video: {error!r}") from error
-    if version != RECORD_VERSION:
-        raise InputError(f"{path} is a record of version {version}, this program reads version {RECORD_VERSION}")
+        raise InputError(f"{path} is not the record of a video: {error}") from error
     return record
 
 
