@@ -1,0 +1,83 @@
+"""Sprite clips as files: mp4 videos, portraits with masks, and the manifest that training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from videomaker import media
+from videomaker.files import atomic_path
+
+from .world import (
+    CANVAS,
+    ENLARGEMENT,
+    FPS,
+    NUM_FRAMES,
+    draw_clip,
+    draw_portrait,
+    enlarge,
+    random_background,
+    random_clip,
+)
+
+VAL_EVERY = 50  # every so many clips, one is held out; it shows a creature of the test split
+
+
+def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
+    """Writes `clips` clips and returns the manifest's path. Clips that are already there are kept.
+
+    A clip's content depends only on `seed` and its number. Its reference is the creature's portrait, mirrored or not,
+    on a background of its own, with a mask; so the training can highlight the subject or leave the frame raw.
+    """
+    from videomaker.train.manifest import write_manifest
+
+    for folder in ("videos", "references", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    numbers = tqdm(range(clips), desc="sprites", unit="clip")
+    lines = [_write_clip(out, number, np.random.default_rng([seed, number]), seed) for number in numbers]
+    write_manifest(out / "manifest.jsonl", lines)
+    return out / "manifest.jsonl"
+
+
+def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):
+    from videomaker.train.manifest import Clip as Line
+
+    held_out = number % VAL_EVERY == VAL_EVERY - 1
+    clip = random_clip(rng, split="test" if held_out else "train")
+    portrait, mask = draw_portrait(clip.creature.view(mirrored=bool(rng.integers(2))), random_background(rng))
+    name = f"{seed}-{number:06d}"
+    video, image, stencil = f"videos/{name}.mp4", f"references/{name}.png", f"masks/{name}.png"
+    _write_image(out / image, enlarge(portrait))
+    _write_image(out / stencil, enlarge(255 * mask.astype(np.uint8)))
+    if not (out / video).exists():
+        with atomic_path(out / video) as path:
+            media.write_mp4(path, enlarge(draw_clip(clip)[0]), fps=FPS, pix_fmt="yuv444p", crf=4)
+    rows, columns = np.nonzero(enlarge(mask))
+    return Line(
+        id=name,
+        video=video,
+        captions=(clip.caption,),
+        category="creature",
+        subject_phrase=f"a {clip.size} creature",
+        num_frames=NUM_FRAMES,
+        fps=FPS,
+        width=CANVAS * ENLARGEMENT,
+        height=CANVAS * ENLARGEMENT,
+        refs=(
+            {
+                "image": image,
+                "mask": stencil,
+                "box": (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1),
+            },
+        ),
+        split="val" if held_out else "train",
+    )
+
+
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            Image.fromarray(pixels).save(temporary)
