@@ -40,6 +40,7 @@ class MethodConfig:
     girl_weight: float = 0.1  # β of L = L_video + β·L_reg
     reference_cross_attention: bool = True
     update_motion: bool = True
+    train_all: bool = False  # every parameter of the UNet: for a base too small to stay frozen
     girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
     min_snr_gamma: float = 0.0  # 0: off (arXiv 2303.09556)
@@ -47,7 +48,8 @@ class MethodConfig:
     drop_image: float = 0.05
     drop_both: float = 0.0
     dropped_text: Literal["zeros", "empty"] = "zeros"  # the zero embedding, or that of ""
-    kl_weight: float = 1e-6  # task `autoencoder` only
+    kl_weight: float = 1e-6  # task `autoencoder` only, as is the next
+    anchor_weight: float = 0.0  # pull of the latent towards the frames' blocks of pixels; see model.blocks_of_pixels
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Letters: B clips, C latent channels, F frames, R references, H×W latent size, L
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -102,10 +103,10 @@ def _autocast(enabled: bool, device: torch.device):
 class Autoencoder(nn.Module):
     """The VAE as its own learner: maps frames and noise to the losses of reconstruction."""
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float, *, autocast: bool = False):
+    def __init__(self, vae: AutoencoderKL, method: MethodConfig, *, autocast: bool = False):
         super().__init__()
         self.vae = vae
-        self.kl_weight = kl_weight
+        self.method = method
         self.autocast = autocast
 
     def forward(self, frames: torch.Tensor, source: torch.Generator) -> dict[str, torch.Tensor]:
@@ -115,12 +116,30 @@ class Autoencoder(nn.Module):
             decoded = self.vae.decode(posterior.sample(source)).sample
         reconstruction = F.l1_loss(decoded.float(), frames.float())
         kl = posterior.kl().float().mean() / frames[0].numel()
-        return {
-            "loss": reconstruction + self.kl_weight * kl,
+        loss = reconstruction + self.method.kl_weight * kl
+        parts = {
             "reconstruction": reconstruction,
             "kl": kl,
             "latent_std": posterior.mean.float().std(),  # the scaling factor of the finished VAE is its inverse
         }
+        if self.method.anchor_weight:
+            parts["anchor"] = F.mse_loss(posterior.mean.float(), blocks_of_pixels(frames, posterior.mean.shape))
+            loss = loss + self.method.anchor_weight * parts["anchor"]
+        return {"loss": loss, **parts}
+
+
+def blocks_of_pixels(frames: torch.Tensor, latent_shape: Sequence[int]) -> torch.Tensor:
+    """Frames `[N, 3, H, W]` as latents `[N, C, h, w]`: C/3 block averages under every latent pixel (space to depth).
+
+    A latent that is pulled there looks the same wherever its patch of the picture stands and whatever is around it,
+    so a small model can copy a subject by copying latents; a free latent takes far longer to become like that.
+    """
+    _, channels, height, width = latent_shape
+    per_side = math.isqrt(channels // 3)
+    if channels != 3 * per_side**2:
+        raise InputError(f"method.anchor_weight needs 3, 12, 27, … latent channels, this VAE has {channels}")
+    blocks = F.adaptive_avg_pool2d(frames.float(), (height * per_side, width * per_side))
+    return F.pixel_unshuffle(blocks, per_side)
 
 
 def load_pipeline(
@@ -175,7 +194,8 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)
-    trained = set(trainable_names(unet, method.update_motion)) if config.task == "subject" else None
+    everything = config.task == "text" or method.train_all
+    trained = None if everything else set(trainable_names(unet, method.update_motion))
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(trained is None or name in trained)
     pipeline.text_encoder.requires_grad_(model.train_text_encoder)

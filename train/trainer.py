@@ -59,7 +59,7 @@ class Trainer:
         if config.task == "autoencoder":
             self.pipeline = None
             vae = load_vae(config.model, seed=config.seed)
-            self.learner = Autoencoder(vae, config.method.kl_weight, autocast=config.precision == "autocast")
+            self.learner = Autoencoder(vae, config.method, autocast=config.precision == "autocast")
             return
         self.pipeline = load_pipeline(
             config.model,
