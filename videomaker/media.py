@@ -133,10 +133,11 @@ def write(path: Path, frames: np.ndarray, file_format: str, *, fps: float) -> No
         write_mp4(path, frames, fps=fps)
 
 
-def write_mp4(path: Path, frames: np.ndarray, *, fps: float) -> None:
+def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv420p", crf: int = 17) -> None:
     """Writes H.264 that every player shows: yuv420p, BT.709, the index in front. The same frames give the same bytes.
 
-    yuv420p halves the colour's resolution, so an odd height or width gets its last row or column twice.
+    yuv420p halves the colour's resolution, so an odd height or width gets its last row or column twice. Training data
+    may be written finer than every player shows it: `pix_fmt="yuv444p"` and a lower `crf`.
 
     Raises:
         OSError: the file cannot be written.
@@ -147,14 +148,14 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float) -> None:
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         # One thread, because the number of threads changes the bits; no B-frames, so that time starts at zero.
-        stream.options = {"crf": "17", "preset": "slow", "threads": "1", "bf": "0"}
+        stream.options = {"crf": str(crf), "preset": "slow", "threads": "1", "bf": "0"}
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709 in H.273
         for index, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+            frame = frame.reformat(format=pix_fmt, dst_colorspace="ITU709")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
