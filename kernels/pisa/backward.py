@@ -22,23 +22,21 @@ import triton.language as tl
 
 from .primitives import (
     accumulate_rows,
-    aligned,
     contiguous_pointer,
     dot_heads,
     group_bounds,
     head_pointer,
     load_tile,
-    reference_or_frame,
+    lse_offset,
+    program_work,
     scale_tile,
     store_tile,
     zero_tile,
 )
 
 INTEGERS = (
-    "stride_q_batch", "stride_q_token", "stride_q_head",
-    "stride_k_batch", "stride_k_token", "stride_k_head",
-    "stride_v_batch", "stride_v_token", "stride_v_head",
-    "num_reference_programs", "num_heads", "num_frames", "num_tokens", "num_reference", "num_groups",
+    "stride_q_batch", "stride_q_head", "stride_k_batch", "stride_k_head", "stride_v_batch", "stride_v_head",
+    "num_reference_programs", "num_frames", "num_tokens", "num_reference", "num_groups",
 )  # fmt: skip
 
 
@@ -54,77 +52,75 @@ def row_dots(a, b, TAIL: tl.constexpr):
 @triton.jit(do_not_specialize=INTEGERS)
 def pisa_row_statistics(
     out, out_gradient, reference_outputs, lse, row_lse, row_delta,
-    num_reference_programs, num_heads, num_frames, num_tokens, num_reference,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
+    num_reference_programs, num_frames, num_tokens, num_reference,
+    H: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The statistics lse' and δ' of every row, from what the forward kernel saved.
 
     Args:
         out, out_gradient: `[B, T, H, D]` contiguous.
-        reference_outputs: `[B, F, M, H, D]` contiguous.
-        lse: fp32 `[B, H, F·N + F·M]` of the forward kernel.
+        reference_outputs, lse: of the forward kernel.
         row_lse, row_delta: fp32 `[B, H, R]`, written.
     """
-    is_reference, tile, head, batch, frame = reference_or_frame(
-        num_reference_programs, num_heads, num_frames, num_tokens, num_reference, 1, BLOCK
+    is_reference, tile, head, batch, frame = program_work(
+        num_reference_programs, num_frames, num_tokens, num_reference, 1, H, BLOCK
     )
-    rows = tl.arange(0, BLOCK)
     frame_tokens = num_frames * num_tokens
     first_row = tile * BLOCK
-    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
     token = tl.where(is_reference, frame_tokens, frame * num_tokens) + first_row
-    stride = num_heads * D
-    all_tokens = frame_tokens + num_reference
-    head_index = tl.cast(batch, tl.int64) * num_heads + head
-    lse_pointer = lse + head_index * (frame_tokens + num_frames * num_reference) + rows
-    statistics = head_index * (frame_tokens + (num_frames + 1) * num_reference) + rows
-    gradient_pointer = contiguous_pointer(out_gradient, batch, token, head, all_tokens, num_heads, D)
-    gradient = load_tile(gradient_pointer, num_rows, stride, D, MAIN, TAIL, BLOCK, False)  # [BLOCK, D]
+    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
+    in_range = tl.arange(0, BLOCK) < num_rows
+    rows = lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + tl.arange(0, BLOCK)
+    pointer = contiguous_pointer(out_gradient, batch, token, head, frame_tokens + num_reference, H, D)
+    gradient = load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False)  # [BLOCK, D]
     if is_reference:
-        # An online softmax of -lse over the frames, weighting δ_i'.
+        rows += frame_tokens + first_row
+        own = batch * (num_frames + 1) + num_frames
+        pointer = contiguous_pointer(reference_outputs, own, first_row, head, num_reference, H, D)
+        own_delta = row_dots(load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False), gradient, TAIL)
+        own_lse = tl.load(lse + rows + num_frames * num_reference, mask=in_range, other=0.0)
+        log2_frames = tl.log2(tl.cast(num_frames, tl.float32))
+        # An online softmax of -lse over the frames, to weight δ_i'.
         weight_max = tl.full((BLOCK,), float("-inf"), tl.float32)
         weight_sum = tl.zeros((BLOCK,), tl.float32)
         weighted_delta = tl.zeros((BLOCK,), tl.float32)
         for i in range(num_frames):
-            output_pointer = contiguous_pointer(
-                reference_outputs, batch * num_frames + i, first_row, head, num_reference, num_heads, D
-            )
-            output = load_tile(output_pointer, num_rows, stride, D, MAIN, TAIL, BLOCK, False)
-            delta = row_dots(output, gradient, TAIL)
-            row = frame_tokens + i * num_reference + first_row
-            frame_lse = tl.load(lse_pointer + row, mask=rows < num_rows, other=0.0)
-            tl.store(row_lse + statistics + row, frame_lse + tl.log2(num_frames + 0.0), mask=rows < num_rows)
-            tl.store(row_delta + statistics + row, delta, mask=rows < num_rows)
-            new_max = tl.maximum(weight_max, -frame_lse)
+            item = batch * (num_frames + 1) + i
+            pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_reference, H, D)
+            delta = row_dots(load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False), gradient, TAIL)
+            joint_lse = tl.load(lse + rows + i * num_reference, mask=in_range, other=0.0)
+            delta += tl.exp2(own_lse - joint_lse) * own_delta
+            tl.store(row_lse + rows + i * num_reference, joint_lse + log2_frames, mask=in_range)
+            tl.store(row_delta + rows + i * num_reference, delta, mask=in_range)
+            new_max = tl.maximum(weight_max, -joint_lse)
             rescale = tl.exp2(weight_max - new_max)
-            weight = tl.exp2(-frame_lse - new_max)
+            weight = tl.exp2(-joint_lse - new_max)
             weight_sum = weight_sum * rescale + weight
             weighted_delta = weighted_delta * rescale + weight * delta
             weight_max = new_max
-        row = frame_tokens + num_frames * num_reference + first_row
-        joint_lse = tl.log2(num_frames + 0.0) - weight_max - tl.log2(weight_sum)
-        tl.store(row_lse + statistics + row, joint_lse, mask=rows < num_rows)
-        tl.store(row_delta + statistics + row, weighted_delta / weight_sum, mask=rows < num_rows)
+        rows += num_frames * num_reference
+        tl.store(row_lse + rows, log2_frames - weight_max - tl.log2(weight_sum), mask=in_range)
+        tl.store(row_delta + rows, weighted_delta / weight_sum, mask=in_range)
     else:
-        out_pointer = contiguous_pointer(out, batch, token, head, all_tokens, num_heads, D)
-        output = load_tile(out_pointer, num_rows, stride, D, MAIN, TAIL, BLOCK, False)
-        frame_lse = tl.load(lse_pointer + token, mask=rows < num_rows, other=0.0)
-        tl.store(row_lse + statistics + token, frame_lse, mask=rows < num_rows)
-        tl.store(row_delta + statistics + token, row_dots(output, gradient, TAIL), mask=rows < num_rows)
+        rows += token
+        pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_reference, H, D)
+        output = load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False)
+        tl.store(row_lse + rows, tl.load(lse + rows, mask=in_range, other=0.0), mask=in_range)
+        tl.store(row_delta + rows, row_dots(output, gradient, TAIL), mask=in_range)
 
 
 @triton.jit
 def accumulate_query_gradient(
-    accumulator, q, gradient, lse, delta, keys, values, first_token, num_keys, stride_k, stride_v, scale_log2,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    accumulator, q, gradient, lse, delta, keys, values, first_token, num_keys, scale_log2,
+    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds `dS K` over `num_keys` keys: accumulator, q, gradient (dO) are `[Q, D]`, lse and delta `[Q]`."""
     for start in range(0, num_keys, BLOCK_K):
         remaining = num_keys - start
         token = tl.cast(first_token + start, tl.int64)
-        k = load_tile(keys + token * stride_k, remaining, stride_k, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
-        v = load_tile(values + token * stride_v, remaining, stride_v, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
+        k = load_tile(keys + token * STRIDE_K, remaining, STRIDE_K, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
+        v = load_tile(values + token * STRIDE_V, remaining, STRIDE_V, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
         scores = dot_heads(q, k, TAIL, PRECISION)  # [Q, K]
         weights = tl.exp2(scores * scale_log2 - lse[:, None])
         if not EVEN:
@@ -137,11 +133,10 @@ def accumulate_query_gradient(
 @triton.jit(do_not_specialize=INTEGERS)
 def pisa_backward_query(
     q, k, v, out_gradient, row_lse, row_delta, q_gradient, partials,
-    stride_q_batch, stride_q_token, stride_q_head,
-    stride_k_batch, stride_k_token, stride_k_head,
-    stride_v_batch, stride_v_token, stride_v_head,
-    num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    stride_q_batch, stride_q_head, stride_k_batch, stride_k_head, stride_v_batch, stride_v_head,
+    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
+    STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries: of a frame over its own and the reference's keys, or of the reference over all keys.
@@ -152,31 +147,25 @@ def pisa_backward_query(
         row_lse, row_delta: fp32 `[B, H, R]`.
         partials: fp32 `[B, G, M, H, D]`, each group of frames' share of the reference's dQ; written when SPLIT (G > 1).
     """
-    is_reference, tile, head, batch, index = reference_or_frame(
-        num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, BLOCK_Q
+    is_reference, tile, head, batch, index = program_work(
+        num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H, BLOCK_Q
     )
     frame_tokens = num_frames * num_tokens
-    stride_q = aligned(stride_q_token, ALIGN)
-    stride_k = aligned(stride_k_token, ALIGN)
-    stride_v = aligned(stride_v_token, ALIGN)
-    keys = head_pointer(k, batch, 0, head, stride_k_batch, stride_k, stride_k_head, ALIGN)
-    values = head_pointer(v, batch, 0, head, stride_v_batch, stride_v, stride_v_head, ALIGN)
+    keys = head_pointer(k, batch, 0, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
+    values = head_pointer(v, batch, 0, head, stride_v_batch, STRIDE_V, stride_v_head, ALIGN)
 
     first_row = tile * BLOCK_Q
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
     num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
-    stride_out = num_heads * D
-    query_pointer = head_pointer(q, batch, token, head, stride_q_batch, stride_q, stride_q_head, ALIGN)
-    q_tile = load_tile(query_pointer, num_rows, stride_q, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
+    query_pointer = head_pointer(q, batch, token, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
+    q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
     all_tokens = frame_tokens + num_reference
-    gradient_pointer = contiguous_pointer(out_gradient, batch, token, head, all_tokens, num_heads, D)
-    gradient = load_tile(gradient_pointer, num_rows, stride_out, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
+    gradient_pointer = contiguous_pointer(out_gradient, batch, token, head, all_tokens, H, D)
+    gradient = load_tile(gradient_pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
 
     # The key segments of the tile: frame `index` and the reference, or a group's share of all frames and the reference.
     rows = tl.arange(0, BLOCK_Q)
-    statistics = (tl.cast(batch, tl.int64) * num_heads + head) * (
-        frame_tokens + (num_frames + 1) * num_reference
-    ) + rows
+    statistics = lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + rows
     first_frame, last_frame = group_bounds(index, num_groups, num_frames + 1)
     num_segments = tl.where(is_reference, last_frame - first_frame, 2)
     accumulator = zero_tile(BLOCK_Q, MAIN, TAIL)
@@ -187,28 +176,25 @@ def pisa_backward_query(
         delta = tl.load(row_delta + statistics + row, mask=rows < num_rows, other=0.0)
         accumulator = accumulate_query_gradient(
             accumulator, q_tile, gradient, lse, delta, keys, values,
-            frame * num_tokens, tl.where(frame == num_frames, num_reference, num_tokens), stride_k, stride_v,
-            scale_log2, D, MAIN, TAIL, BLOCK_K, EVEN, PRECISION,
+            frame * num_tokens, tl.where(frame == num_frames, num_reference, num_tokens), scale_log2,
+            STRIDE_K, STRIDE_V, D, MAIN, TAIL, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
     accumulator = scale_tile(accumulator, scale, TAIL)
     if SPLIT and is_reference:
-        partial_pointer = contiguous_pointer(
-            partials, batch * num_groups + index, first_row, head, num_reference, num_heads, D
-        )
-        store_tile(partial_pointer, accumulator, num_rows, stride_out, D, MAIN, TAIL)
+        partial_pointer = contiguous_pointer(partials, batch * num_groups + index, first_row, head, num_reference, H, D)
+        store_tile(partial_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL)
     else:
-        out_pointer = contiguous_pointer(q_gradient, batch, token, head, all_tokens, num_heads, D)
-        store_tile(out_pointer, accumulator, num_rows, stride_out, D, MAIN, TAIL)
+        out_pointer = contiguous_pointer(q_gradient, batch, token, head, all_tokens, H, D)
+        store_tile(out_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def pisa_backward_key(
     q, k, v, out_gradient, row_lse, row_delta, k_gradient, v_gradient, k_partials, v_partials,
-    stride_q_batch, stride_q_token, stride_q_head,
-    stride_k_batch, stride_k_token, stride_k_head,
-    stride_v_batch, stride_v_token, stride_v_head,
-    num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    stride_q_batch, stride_q_head, stride_k_batch, stride_k_head, stride_v_batch, stride_v_head,
+    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
+    STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys: of a frame, or of the reference from a group of frames' queries.
@@ -222,32 +208,28 @@ def pisa_backward_key(
         row_lse, row_delta: fp32 `[B, H, R]`.
         k_partials, v_partials: fp32 `[B, G, M, H, D]`, each group's share of the reference's dK and dV; when SPLIT.
     """
-    is_reference, tile, head, batch, index = reference_or_frame(
-        num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, BLOCK_K
+    is_reference, tile, head, batch, index = program_work(
+        num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H, BLOCK_K
     )
     frame_tokens = num_frames * num_tokens
     all_tokens = frame_tokens + num_reference
-    stride_q = aligned(stride_q_token, ALIGN)
-    stride_k = aligned(stride_k_token, ALIGN)
-    stride_v = aligned(stride_v_token, ALIGN)
-    stride_out = num_heads * D
-    queries = head_pointer(q, batch, 0, head, stride_q_batch, stride_q, stride_q_head, ALIGN)
-    gradients = contiguous_pointer(out_gradient, batch, 0, head, all_tokens, num_heads, D)
+    queries = head_pointer(q, batch, 0, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
+    gradients = contiguous_pointer(out_gradient, batch, 0, head, all_tokens, H, D)
 
     first_row = tile * BLOCK_K
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
     num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
-    key_pointer = head_pointer(k, batch, token, head, stride_k_batch, stride_k, stride_k_head, ALIGN)
-    value_pointer = head_pointer(v, batch, token, head, stride_v_batch, stride_v, stride_v_head, ALIGN)
-    k_tile = load_tile(key_pointer, num_rows, stride_k, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
-    v_tile = load_tile(value_pointer, num_rows, stride_v, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
+    key_pointer = head_pointer(k, batch, token, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
+    value_pointer = head_pointer(v, batch, token, head, stride_v_batch, STRIDE_V, stride_v_head, ALIGN)
+    k_tile = load_tile(key_pointer, num_rows, STRIDE_K, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
+    v_tile = load_tile(value_pointer, num_rows, STRIDE_V, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
 
     # Two segments of queries: frame tokens (of one frame or of a group of frames), then reference tokens, whose
     # statistics are those for this frame. The ref/ref block is the last group's.
     first_frame, last_frame = group_bounds(index, num_groups, num_frames)
     first_frame = tl.where(is_reference, first_frame, index)
     last_frame = tl.where(is_reference, last_frame, index + 1)
-    statistics = (tl.cast(batch, tl.int64) * num_heads + head) * (frame_tokens + (num_frames + 1) * num_reference)
+    statistics = lse_offset(batch, head, num_frames, num_tokens, num_reference, H)
     k_accumulator, v_accumulator = zero_tile(BLOCK_K, MAIN, TAIL), zero_tile(BLOCK_K, MAIN, TAIL)
     for segment in range(2):
         if segment == 0:
@@ -261,28 +243,28 @@ def pisa_backward_key(
         k_accumulator, v_accumulator = accumulate_key_gradients(
             k_accumulator, v_accumulator, k_tile, v_tile, queries, gradients,
             row_lse + statistics + row, row_delta + statistics + row,
-            first_query, num_queries, stride_q, stride_out, scale_log2,
-            D, MAIN, TAIL, BLOCK_Q, EVEN, PRECISION,
+            first_query, num_queries, scale_log2,
+            STRIDE_Q, H * D, D, MAIN, TAIL, BLOCK_Q, EVEN, PRECISION,
         )  # fmt: skip
     k_accumulator = scale_tile(k_accumulator, scale, TAIL)
     if SPLIT and is_reference:
         group = batch * num_groups + index
-        k_pointer = contiguous_pointer(k_partials, group, first_row, head, num_reference, num_heads, D)
-        v_pointer = contiguous_pointer(v_partials, group, first_row, head, num_reference, num_heads, D)
-        store_tile(k_pointer, k_accumulator, num_rows, stride_out, D, MAIN, TAIL)
-        store_tile(v_pointer, v_accumulator, num_rows, stride_out, D, MAIN, TAIL)
+        k_pointer = contiguous_pointer(k_partials, group, first_row, head, num_reference, H, D)
+        v_pointer = contiguous_pointer(v_partials, group, first_row, head, num_reference, H, D)
+        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL)
     else:
-        k_pointer = contiguous_pointer(k_gradient, batch, token, head, all_tokens, num_heads, D)
-        v_pointer = contiguous_pointer(v_gradient, batch, token, head, all_tokens, num_heads, D)
-        store_tile(k_pointer, k_accumulator, num_rows, stride_out, D, MAIN, TAIL)
-        store_tile(v_pointer, v_accumulator, num_rows, stride_out, D, MAIN, TAIL)
+        k_pointer = contiguous_pointer(k_gradient, batch, token, head, all_tokens, H, D)
+        v_pointer = contiguous_pointer(v_gradient, batch, token, head, all_tokens, H, D)
+        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL)
 
 
 @triton.jit
 def accumulate_key_gradients(
     k_accumulator, v_accumulator, k, v, queries, gradients, lse_pointer, delta_pointer,
-    first_token, num_queries, stride_q, stride_gradient, scale_log2,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    first_token, num_queries, scale_log2,
+    STRIDE_Q: tl.constexpr, STRIDE_GRADIENT: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_Q: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds `dSᵀ Q` and `Pᵀ dO` over `num_queries` queries; accumulators, k, v are `[K, D]`.
@@ -293,9 +275,9 @@ def accumulate_key_gradients(
         remaining = num_queries - start
         token = tl.cast(first_token + start, tl.int64)
         rows = tl.arange(0, BLOCK_Q)
-        q = load_tile(queries + token * stride_q, remaining, stride_q, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
+        q = load_tile(queries + token * STRIDE_Q, remaining, STRIDE_Q, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
         gradient = load_tile(
-            gradients + token * stride_gradient, remaining, stride_gradient, D, MAIN, TAIL, BLOCK_Q, EVEN
+            gradients + token * STRIDE_GRADIENT, remaining, STRIDE_GRADIENT, D, MAIN, TAIL, BLOCK_Q, EVEN
         )  # [Q, D]
         if EVEN:
             lse = tl.load(lse_pointer + start + rows)

@@ -70,14 +70,14 @@ class _Problem:
             num_tokens=(all_tokens - num_reference) // num_frames,
             num_reference=num_reference,
             head_dim=head_dim,
-            align=math.gcd(16, *_strides(q, k, v)),
+            align=math.gcd(16, *(stride for x in (q, k, v) for stride in x.stride()[:3])),
             precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             slots=_slots(q.device),
         )
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return self.num_heads, self.num_frames, self.num_tokens, self.num_reference
+        return self.num_frames, self.num_tokens, self.num_reference
 
     def groups(self, block: int) -> int:
         return frame_groups(
@@ -99,8 +99,9 @@ class _Problem:
         """Whether loops over tokens in steps of `block` never meet a partial tile."""
         return self.num_tokens % block == 0 and self.num_reference % block == 0
 
-    def partials(self, q: Tensor, groups: int) -> Tensor:
-        shape = (self.batch, groups, self.num_reference, self.num_heads, self.head_dim)
+    def partials(self, q: Tensor, *leading: int) -> Tensor:
+        """Uninitialised fp32 `[B, *leading, M, H, D]`."""
+        shape = (self.batch, *leading, self.num_reference, self.num_heads, self.head_dim)
         return q.new_empty(shape, dtype=torch.float32)
 
 
@@ -116,18 +117,18 @@ def _slots(device: torch.device) -> int:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and for the backward the reference's output and the log-sum-exp per frame (empty unless `save`)."""
+    """The output, and unless `save` is False the reference's outputs per frame and the log-sum-exp of all rows."""
     out, reference_outputs, lse = _forward_fake(q, k, v, num_frames, num_reference, scale, save)
     problem = _Problem.of(q, k, v, num_frames, num_reference)
     config = choose_config("forward", problem.head_dim, q.dtype)
     groups = problem.groups(config.block_q)
-    partials = problem.partials(q, groups)
+    partials = problem.partials(q, groups, 2)
     reference_programs, programs = problem.programs(config.block_q, groups)
     with torch.cuda.device_of(q):
         pisa_forward[(programs,)](
-            q, k, v, out, reference_outputs, lse, partials, *_strides(q, k, v),
-            reference_programs, *problem.sizes, groups, scale * LOG2_E,
-            D=problem.head_dim, QK_MAIN=config.qk_widths[0], QK_TAIL=config.qk_widths[1],
+            q, k, v, out, reference_outputs, lse, partials, *_outer_strides(q, k, v),
+            reference_programs, *problem.sizes, groups, scale * LOG2_E, **_token_strides(q, k, v),
+            H=problem.num_heads, D=problem.head_dim, QK_MAIN=config.qk_widths[0], QK_TAIL=config.qk_widths[1],
             PV_MAIN=config.pv_widths[0], PV_TAIL=config.pv_widths[1],
             BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN=problem.is_even(config.block_k), ALIGN=problem.align,
             PRECISION=problem.precision, SAVE=save, SPLIT=groups > 1, **config.launch_options(),
@@ -142,8 +143,8 @@ def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, all_tokens, num_heads, head_dim = q.shape
-    saved_frames = num_frames if save else 0
-    saved_rows = all_tokens - num_reference + num_frames * num_reference if save else 0
+    saved_frames = num_frames + 1 if save else 0
+    saved_rows = all_tokens + num_frames * num_reference if save else 0
     return (
         q.new_empty(q.shape),
         q.new_empty((batch, saved_frames, num_reference, num_heads, head_dim)),
@@ -179,14 +180,13 @@ def _row_statistics(
     out: Tensor, out_gradient: Tensor, reference_outputs: Tensor, lse: Tensor, problem: _Problem
 ) -> Tensor:
     """lse' and δ' of every row, fp32 `[2, B, H, R]`; see backward.py."""
-    rows = lse.shape[-1] + problem.num_reference
-    statistics = lse.new_empty((2, *lse.shape[:2], rows))
+    statistics = lse.new_empty((2, *lse.shape))
     block = 64
     reference_programs, programs = problem.programs(block, groups=1)
     main, tail = head_widths(problem.head_dim)
     pisa_row_statistics[(programs,)](
         out, out_gradient, reference_outputs, lse, *statistics, reference_programs, *problem.sizes,
-        D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK=block,
+        H=problem.num_heads, D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK=block,
     )  # fmt: skip
     return statistics
 
@@ -200,8 +200,8 @@ def _query_gradient(
     gradient, partials = q.new_empty(q.shape), problem.partials(q, groups if groups > 1 else 0)
     reference_programs, programs = problem.programs(config.block_q, groups)
     pisa_backward_query[(programs,)](
-        q, k, v, out_gradient, row_lse, row_delta, gradient, partials, *_strides(q, k, v),
-        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E,
+        q, k, v, out_gradient, row_lse, row_delta, gradient, partials, *_outer_strides(q, k, v),
+        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E, **_token_strides(q, k, v),
         **_backward_options(problem, config, config.block_k, groups),
     )  # fmt: skip
     if groups > 1:
@@ -219,8 +219,8 @@ def _key_gradients(
     partials = [problem.partials(q, groups if groups > 1 else 0) for _ in gradients]
     reference_programs, programs = problem.programs(config.block_k, groups)
     pisa_backward_key[(programs,)](
-        q, k, v, out_gradient, row_lse, row_delta, *gradients, *partials, *_strides(q, k, v),
-        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E,
+        q, k, v, out_gradient, row_lse, row_delta, *gradients, *partials, *_outer_strides(q, k, v),
+        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E, **_token_strides(q, k, v),
         **_backward_options(problem, config, config.block_q, groups),
     )  # fmt: skip
     if groups > 1:
@@ -232,7 +232,7 @@ def _key_gradients(
 def _backward_options(problem: _Problem, config: Config, loop_block: int, groups: int) -> dict[str, object]:
     main, tail = config.qk_widths
     return dict(
-        D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+        H=problem.num_heads, D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         EVEN=problem.is_even(loop_block), ALIGN=problem.align, PRECISION=problem.precision, SPLIT=groups > 1,
         **config.launch_options(),
     )  # fmt: skip
@@ -244,12 +244,18 @@ def _sum_groups(partials: Tensor, out: Tensor, problem: _Problem) -> None:
     reference = out[:, problem.num_frames * problem.num_tokens :]
     size = reference[0].numel()
     block = 1024
-    sum_groups[(triton.cdiv(size, block), batch)](partials, reference, groups, size, out.stride(0), BLOCK=block)
+    sum_groups[(triton.cdiv(size, block), batch)](
+        partials, reference, groups, size, partials.stride(1), out.stride(0), BLOCK=block
+    )
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    """(batch, token, head) strides of each."""
-    return [stride for x in tensors for stride in x.stride()[:3]]
+def _outer_strides(*tensors: Tensor) -> list[int]:
+    """(batch, head) strides of each."""
+    return [x.stride(axis) for x in tensors for axis in (0, 2)]
+
+
+def _token_strides(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    return {"STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "STRIDE_V": v.stride(1)}
 
 
 def _setup_context(ctx, inputs, output):

@@ -11,33 +11,36 @@ import triton.language as tl
 
 
 @triton.jit
-def head_pointer(pointer, batch, token, head, stride_batch, stride_token, stride_head, ALIGN: tl.constexpr):
+def head_pointer(
+    pointer, batch, token, head, stride_batch, STRIDE_TOKEN: tl.constexpr, stride_head, ALIGN: tl.constexpr
+):
     """Address of column 0 of one token's head, in 64-bit arithmetic; every stride is a multiple of ALIGN."""
-    offset = tl.cast(batch, tl.int64) * stride_batch + tl.cast(token, tl.int64) * stride_token
+    offset = tl.cast(batch, tl.int64) * stride_batch + tl.cast(token, tl.int64) * STRIDE_TOKEN
     return pointer + tl.multiple_of(offset + tl.cast(head, tl.int64) * stride_head, ALIGN)
 
 
 @triton.jit
-def contiguous_pointer(pointer, batch, token, head, num_tokens, num_heads, D: tl.constexpr):
-    """Address of column 0 of one token's head in a contiguous `[batch, num_tokens, num_heads, D]`."""
-    return pointer + ((tl.cast(batch, tl.int64) * num_tokens + token) * num_heads + head) * D
+def contiguous_pointer(pointer, batch, token, head, num_tokens, H: tl.constexpr, D: tl.constexpr):
+    """Address of column 0 of one token's head in a contiguous `[batch, num_tokens, H, D]`."""
+    return pointer + (tl.cast(batch, tl.int64) * num_tokens + token) * (H * D) + head * D
 
 
 @triton.jit
-def aligned(stride, ALIGN: tl.constexpr):
-    """The same stride, in a form from which the compiler sees that vector loads are allowed."""
-    return stride // ALIGN * ALIGN
+def lse_offset(batch, head, num_frames, num_tokens, num_reference, H: tl.constexpr):
+    """Where one head's row statistics begin in `[B, H, F·N + (F + 1)·M]`."""
+    num_rows = num_frames * num_tokens + (num_frames + 1) * num_reference
+    return (tl.cast(batch, tl.int64) * H + head) * num_rows
 
 
 @triton.jit
 def load_columns(
-    pointer, num_rows, stride_token, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
+    pointer, num_rows, STRIDE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """One of the two tiles of `load_tile`: WIDTH columns from FIRST on."""
     rows = tl.arange(0, BLOCK)
     columns = FIRST + tl.arange(0, WIDTH)
-    pointers = pointer + rows[:, None] * stride_token + columns[None, :]  # [BLOCK, WIDTH]
+    pointers = pointer + rows[:, None] * STRIDE + columns[None, :]  # [BLOCK, WIDTH]
     if EVEN and FIRST + WIDTH <= D:
         tile = tl.load(pointers)
     elif EVEN:
@@ -49,33 +52,33 @@ def load_columns(
 
 @triton.jit
 def load_tile(
-    pointer, num_rows, stride_token, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
+    pointer, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """BLOCK tokens of one head, `[BLOCK, D]`; zero past `num_rows` (not looked at when EVEN) and past column D."""
-    main = load_columns(pointer, num_rows, stride_token, 0, MAIN, D, BLOCK, EVEN)
+    main = load_columns(pointer, num_rows, STRIDE, 0, MAIN, D, BLOCK, EVEN)
     if TAIL == 0:
         return (main, main)
     else:
-        return (main, load_columns(pointer, num_rows, stride_token, MAIN, TAIL, D, BLOCK, EVEN))
+        return (main, load_columns(pointer, num_rows, STRIDE, MAIN, TAIL, D, BLOCK, EVEN))
 
 
 @triton.jit
-def store_columns(pointer, tile, num_rows, stride_token, FIRST: tl.constexpr, D: tl.constexpr):
+def store_columns(pointer, tile, num_rows, STRIDE: tl.constexpr, FIRST: tl.constexpr, D: tl.constexpr):
     """One of the two tiles of `store_tile`."""
     rows = tl.arange(0, tile.shape[0])
     columns = FIRST + tl.arange(0, tile.shape[1])
-    pointers = pointer + rows[:, None] * stride_token + columns[None, :]
+    pointers = pointer + rows[:, None] * STRIDE + columns[None, :]
     mask = (rows < num_rows)[:, None] & (columns < D)[None, :]
     tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_tile(pointer, tile, num_rows, stride_token, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
+def store_tile(pointer, tile, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
     """Writes the first `num_rows` rows and D columns of a tile `[BLOCK, D]`, rounded to the pointer's dtype."""
-    store_columns(pointer, tile[0], num_rows, stride_token, 0, D)
+    store_columns(pointer, tile[0], num_rows, STRIDE, 0, D)
     if TAIL > 0:
-        store_columns(pointer, tile[1], num_rows, stride_token, MAIN, D)
+        store_columns(pointer, tile[1], num_rows, STRIDE, MAIN, D)
 
 
 @triton.jit
@@ -133,8 +136,8 @@ def group_bounds(group, num_groups, num_items):
 
 
 @triton.jit
-def reference_or_frame(
-    num_reference_programs, num_heads, num_frames, num_tokens, num_reference, num_groups, BLOCK: tl.constexpr,
+def program_work(
+    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What this program of the 1-D grid works on: `(is_reference, tile, head, batch, index)`.
 
@@ -147,16 +150,16 @@ def reference_or_frame(
     program = tl.where(is_reference, program, program - num_reference_programs)
     num_tiles = tl.cdiv(tl.where(is_reference, num_reference, num_tokens), BLOCK)
     num_items = tl.where(is_reference, num_groups, num_frames)
-    outer = program // num_tiles // num_heads
-    return is_reference, program % num_tiles, program // num_tiles % num_heads, outer // num_items, outer % num_items
+    outer = program // num_tiles // H
+    return is_reference, program % num_tiles, program // num_tiles % H, outer // num_items, outer % num_items
 
 
 @triton.jit
-def sum_groups(partials, out, num_groups, size, stride_out_batch, BLOCK: tl.constexpr):
+def sum_groups(partials, out, num_groups, size, stride_group, stride_out_batch, BLOCK: tl.constexpr):
     """`out[b, :size] = Σ_g partials[b, g, :size]`, in a fixed order: two runs give the same bits.
 
     Args:
-        partials: fp32 `[B, G, size]`, one contiguous share of the sum per group of frames.
+        partials: fp32, one contiguous share of `size` elements per group of frames, groups `stride_group` apart.
         out: its reference tokens are contiguous, `size = M·H·D` elements per batch element.
     """
     batch = tl.cast(tl.program_id(1), tl.int64)
@@ -164,5 +167,5 @@ def sum_groups(partials, out, num_groups, size, stride_out_batch, BLOCK: tl.cons
     mask = columns < size
     total = tl.zeros((BLOCK,), tl.float32)
     for group in range(num_groups):
-        total += tl.load(partials + (batch * num_groups + group) * size + columns, mask=mask, other=0.0)
+        total += tl.load(partials + (batch * num_groups + group) * stride_group + columns, mask=mask, other=0.0)
     tl.store(out + batch * stride_out_batch + columns, total.to(out.dtype.element_ty), mask=mask)
