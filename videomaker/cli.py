@@ -242,7 +242,7 @@ def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None
         with video_progress(len(pending), prepared.recipe.settings.steps) as advance:
             for job in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
                 finished += 1
-                typer.echo(job.path)
+                print(job.path, flush=True)  # typer.echo would write into the progress bar
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
         raise
