@@ -72,7 +72,7 @@ def parse_manifest(path: str | os.PathLike) -> Iterator[tuple[int, Clip | str]]:
     """
     seen: dict[str, int] = {}
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, _parse_line(line, number, seen)
