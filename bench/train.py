@@ -66,18 +66,16 @@ class Shape:
 
 def build(options: argparse.Namespace, case: Case, device: str) -> tuple[Denoiser, TrainConfig, int]:
     """The learner on `device` ("meta" for counting), its configuration, and the VAE's factor."""
-    # On meta tensors the portable twin of the fused kernel stands in for it: the same products, counted one by one.
-    backend = "sdpa" if device == "meta" else options.backend
     config = TrainConfig(
         batch_size=options.batch,
         micro_batch_size=options.batch,
         precision=options.precision,
         zero=ZeroConfig(stage=1 if options.precision == "bf16" else 0),
-        model=ModelConfig(gradient_checkpointing=case.checkpointing, attention_backend=backend),
+        model=ModelConfig(gradient_checkpointing=case.checkpointing, attention_backend=options.backend),
     )
     dtype = DTYPES[options.precision]
     if options.model == "sd15":
-        pipeline = sd15_pipeline(device=device, dtype=dtype, attention_backend=backend)
+        pipeline = sd15_pipeline(device=device, dtype=dtype, attention_backend=options.backend)
     else:
         pipeline = VideoMakerPipeline.from_pretrained(options.model, torch_dtype=dtype).to(device)
     return prepare_denoiser(pipeline, config), config, pipeline.vae_scale_factor
@@ -101,12 +99,48 @@ def inputs(learner: Denoiser, config: TrainConfig, shape: Shape, factor: int, de
 
 
 def count_flops(options: argparse.Namespace, case: Case, shape: Shape) -> float:
-    """Multiply-adds · 2 of forward and backward, as executed."""
+    """Multiply-adds · 2 of forward and backward, as executed: attention by its formula, all else as torch counts it."""
     learner, config, factor = build(options, case, "meta")
     arguments = inputs(learner, config, shape, factor, "meta")
-    with case.installed(), FlopCounterMode(display=False) as counter:
+    attention = AttentionCount(case.attention)
+    with (
+        patch("videomaker.attention.pisa_attention", attention),
+        FlopCounterMode(display=False) as counter,
+    ):
         learner(*arguments)["loss"].backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops() + attention.flops
+
+
+class AttentionCount:
+    """Stands in for the attention on meta tensors and adds up what it would compute."""
+
+    def __init__(self, attention: str):
+        self.attention = attention
+        self.flops = 0
+
+    def __call__(self, q, k, v, *, num_frames: int, num_ref_tokens: int, **_) -> torch.Tensor:
+        """As `pisa_attention`, without values."""
+        batch, tokens, heads, head_dim = q.shape
+        of_frame = (tokens - num_ref_tokens) // num_frames
+        if self.attention == "usual":  # every frame with its copy of the reference, all with all
+            scores = num_frames * (of_frame + num_ref_tokens) ** 2
+        else:  # frame and reference with each other and themselves, the reference with itself only once
+            scores = num_frames * (of_frame**2 + 2 * of_frame * num_ref_tokens) + num_ref_tokens**2
+        return _Counted.apply(q, k, v, self, 4 * batch * heads * head_dim * scores)
+
+
+class _Counted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, count: AttentionCount, flops: int) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.count, ctx.flops = count, flops
+        count.flops += flops
+        return torch.empty_like(q)
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.count.flops += 2.5 * ctx.flops  # five products where the forward has two
+        return *(torch.empty_like(x) for x in ctx.saved_tensors), None, None
 
 
 def run_case(options: argparse.Namespace, case: Case, shape: Shape, device: torch.device) -> dict:

@@ -34,7 +34,7 @@ class StopRequest:
 class Watchdog:
     """A thread that ends this process when no step finishes for `seconds`, and asks to stop when the launcher died.
 
-    A collective that waits for a lost rank never returns and cannot be interrupted from Python, hence the exit.
+    It watches between `__enter__` and `__exit__`. A collective that waits for a lost rank never returns and cannot be interrupted from Python, hence the exit.
     """
 
     def __init__(self, seconds: float, stop: StopRequest):
@@ -42,15 +42,22 @@ class Watchdog:
         self.stop = stop
         self._last_beat = time.monotonic()
         self._launcher = os.getppid() if "CROSS_SIZE" in os.environ else None  # set by DeepSpeed's launcher
+        self._done = threading.Event()
+
+    def __enter__(self) -> Watchdog:
+        self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._done.set()
 
     def beat(self) -> None:
         """Says that the run is alive."""
         self._last_beat = time.monotonic()
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(_POLL_SECONDS)
+        while not self._done.wait(_POLL_SECONDS):
             if self._launcher and os.getppid() != self._launcher:
                 self.stop.reason = self.stop.reason or "the launcher is gone"
             if self.seconds and time.monotonic() - self._last_beat > self.seconds:

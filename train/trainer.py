@@ -147,19 +147,20 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
         """
         self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
-        watchdog = Watchdog(self.config.guards.watchdog, stop)
         batches = iter(self.loader)
         try:
-            while self.step < self.config.steps:
-                stopping = self._optimizer_step(batches, stop)
-                watchdog.beat()
-                if stopping or self._due(self.config.checkpoint.every, last=True):
-                    self.save()
+            with Watchdog(self.config.guards.watchdog, stop) as watchdog:
+                while self.step < self.config.steps:
+                    stopping = self._optimizer_step(batches, stop)
                     watchdog.beat()
-                if stopping:
-                    self.monitor.say(f"stopped at step {self.step}: {stop.reason or 'another rank was asked to'}")
-                    return False
-                self._evaluate(watchdog)
+                    if stopping or self._due(self.config.checkpoint.every, last=True):
+                        self.save()
+                        watchdog.beat()
+                    if stopping:
+                        reason = stop.reason or "another rank was asked to stop"
+                        self.monitor.say(f"stopped and saved at step {self.step}: {reason}")
+                        return False
+                    self._evaluate(watchdog)
         finally:
             self.monitor.close()
         return True

@@ -1,0 +1,253 @@
+"""Training on one process: configuration, the step's numbers, checkpoints, guards, a run from end to end."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_pipeline
+from videomaker.train.config import (
+    PRESETS,
+    GuardConfig,
+    MethodConfig,
+    ModelConfig,
+    TrainConfig,
+    ZeroConfig,
+    load_config,
+    preset,
+    save_config,
+)
+from videomaker.train.engine import deepspeed_json, learning_rate
+from videomaker.train.guards import LossGuard
+from videomaker.train.model import prepare_denoiser
+from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
+
+from videomaker.errors import InputError
+
+SIZE, FRAMES = 32, 4
+ALPHAS = torch.linspace(0.999, 0.005, 1000)
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_being_saved(name, tmp_path):
+    config = preset(name)
+    (tmp_path / "config.yaml").write_text(save_config(config))
+    assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+def test_presets_say_what_the_paper_and_its_ablations_say():
+    paper = preset("paper-human")
+    assert (paper.steps, paper.batch_size, paper.data.num_frames, paper.data.frame_stride) == (150_000, 4, 16, 8)
+    assert (paper.optimizer.learning_rate, paper.optimizer.weight_decay) == (1e-5, 1e-2)
+    assert preset("paper-object").steps == 100_000
+    authors = preset("authors-human")
+    assert (authors.precision, authors.zero.stage, authors.method.min_snr_gamma) == ("fp16", 1, 5.0)
+    assert not preset("ablation-no-pisa").method.pisa
+    assert preset("ablation-no-girl").method.girl_weight == 0
+    assert not preset("ablation-no-reference-cross-attention").method.reference_cross_attention
+    assert not preset("ablation-frozen-motion").method.update_motion
+    assert not preset("ablation-no-highlight").data.highlight
+
+
+def test_overrides_reach_nested_keys():
+    config = load_config("smoke", ["optimizer.learning_rate=3e-4", "data.augmentation.rotation=0", "steps=7"])
+    assert (config.optimizer.learning_rate, config.data.augmentation.rotation, config.steps) == (3e-4, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.learnin_rate=1"], "did you mean 'optimizer.learning_rate'"),
+        (["learning_rate=1"], "did you mean 'optimizer.learning_rate'"),
+        (["steps=many"], "steps='many'"),
+        (["zero.stage=4"], "zero.stage=4"),
+        (["method.drop_text=0.9", "method.drop_image=0.9"], "add up to at most 1"),
+        (["optimizer=3"], "optimizer is a group of keys"),
+        (["steps"], "write key=value"),
+        (["zero.offload=cpu"], "needs zero.stage"),
+        (["model.from_scratch=[unet3]"], "'unet3'"),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        load_config("smoke", overrides)
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'paper-human'"):
+        load_config("paper-humans")
+
+
+def test_a_batch_that_does_not_fit_the_devices_is_refused():
+    with pytest.raises(InputError, match="batch_size=4 does not fit 3 devices"):
+        TrainConfig(batch_size=4).accumulation(3)
+    assert TrainConfig(batch_size=8, micro_batch_size=2).accumulation(2) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_the_deepspeed_json_follows_the_configuration(precision):
+    config = TrainConfig(precision=precision, zero=ZeroConfig(stage=3, offload="cpu"))
+    derived = deepspeed_json(config, 2)
+    assert derived["zero_optimization"]["stage"] == 3
+    assert derived["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert derived["gradient_clipping"] == 1.0
+    assert derived["gradient_accumulation_steps"] == 2
+    assert [derived[kind]["enabled"] for kind in ("bf16", "fp16")] == [precision == "bf16", precision == "fp16"]
+
+
+def test_an_own_deepspeed_json_is_laid_over_and_checked(tmp_path):
+    own = tmp_path / "own.json"
+    config = TrainConfig(deepspeed=str(own))
+    own.write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": {"reduce_bucket_size": 1000}}))
+    merged = deepspeed_json(config, 4)
+    assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert merged["train_batch_size"] == 4
+    for content, message in (
+        ('{"zero_optimization": {"stage": 1}}', r"zero_optimization.stage=1, the configuration 2"),
+        ('{"optimizer": {"type": "Lamb"}}', r"has 'optimizer'"),
+        ("{", r"own.json:1: "),
+    ):
+        own.write_text(content)
+        with pytest.raises(InputError, match=message):
+            deepspeed_json(config, 4)
+
+
+# --- the step's numbers
+
+
+def draws_of(method, *, clips=1000, device="cpu"):
+    return draw(
+        method, (4, 2, 2, 2), (4, 1, 2, 2),
+        keys=[(0, i) for i in range(clips)], num_train_timesteps=1000, device=torch.device(device),
+    )  # fmt: skip
+
+
+def test_girl_keeps_the_reference_nearly_clean():
+    timesteps = torch.arange(1000)
+    assert girl_timestep(timesteps, 0.01).tolist() == [int(0.01 * t) for t in range(1000)]
+
+
+def test_drop_rates_are_the_configured_ones():
+    draws = draws_of(MethodConfig(drop_text=0.2, drop_image=0.3, drop_both=0.1))
+    both = draws.drop_text & draws.drop_image
+    # Binomial over 1000 clips: a standard deviation is at most 1.6 %, the band is four of them.
+    assert abs(both.float().mean() - 0.1) < 0.064
+    assert abs((draws.drop_text & ~both).float().mean() - 0.2) < 0.064
+    assert abs((draws.drop_image & ~both).float().mean() - 0.3) < 0.064
+
+
+def test_a_clips_draws_do_not_depend_on_the_batch_it_is_in():
+    method = MethodConfig()
+    together, alone = draws_of(method, clips=3), draws_of(method, clips=1)
+    for name, value in vars(alone).items():
+        assert torch.equal(value[0], getattr(together, name)[0])
+
+
+def test_reference_noise_can_be_the_frames_mean():
+    draws = draws_of(MethodConfig(reference_noise="mean"), clips=2)
+    assert torch.equal(draws.reference_noise, draws.noise.mean(dim=2, keepdim=True))
+
+
+def test_velocity_and_noise_are_the_same_prediction():
+    clean, noise = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 4, 5, 5)
+    timestep = torch.tensor([10, 900])
+    signal = ALPHAS[timestep].view(-1, 1, 1, 1, 1)
+    noised = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+    velocity = target("v_prediction", clean, noise, timestep, ALPHAS)
+    torch.testing.assert_close(signal.sqrt() * velocity + (1 - signal).sqrt() * noised, noise)
+    assert target("epsilon", clean, noise, timestep, ALPHAS) is noise
+
+
+def test_min_snr_weights_agree_between_prediction_types():
+    timestep = torch.arange(1000)
+    epsilon = min_snr_weight("epsilon", timestep, 5.0, ALPHAS)
+    velocity = min_snr_weight("v_prediction", timestep, 5.0, ALPHAS)
+    snr = ALPHAS / (1 - ALPHAS)
+    # An error e of the clean sample is an error e·sqrt(SNR) of the noise and e·sqrt(SNR + 1) of the velocity.
+    torch.testing.assert_close(epsilon * snr, snr.clamp(max=5.0))
+    torch.testing.assert_close(velocity * (snr + 1), snr.clamp(max=5.0))
+    assert torch.equal(min_snr_weight("epsilon", timestep, 0.0, ALPHAS), torch.ones(1000))
+
+
+def test_a_dropped_reference_has_no_loss_of_its_own():
+    video = (torch.zeros(2, 1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1))
+    reference = (torch.zeros(2, 1, 1, 1, 1), torch.tensor([2.0, 4.0]).view(2, 1, 1, 1, 1))
+    found = losses(
+        MethodConfig(girl_weight=0.1), video=video, reference=reference,
+        weight=torch.ones(2), drop_image=torch.tensor([False, True]),
+    )  # fmt: skip
+    assert found["video"] == 1
+    assert found["reference"] == 2  # (2² + 0) / 2
+    torch.testing.assert_close(found["loss"], torch.tensor(1.2))
+
+
+def full_loss_gradients(backend, *, checkpointing, dtype=torch.float64, **method):
+    """Gradients of the trained parameters of one micro-batch of two clips, by name."""
+    pipeline = tiny_pipeline().to(dtype=dtype)
+    config = TrainConfig(
+        method=MethodConfig(drop_image=0.0, **method),
+        model=ModelConfig(attention_backend=backend, gradient_checkpointing=checkpointing),
+    )
+    learner = prepare_denoiser(pipeline, config)
+    learner.alphas_cumprod = learner.alphas_cumprod.to(dtype)
+    source = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 3, 8, 8, generator=source, dtype=dtype)
+    reference = torch.randn(2, 4, 1, 8, 8, generator=source, dtype=dtype)
+    text = torch.randn(2, 77, 16, generator=source, dtype=dtype)
+    draws = draw(
+        config.method, latents.shape[1:], reference.shape[1:],
+        keys=[(0, 0), (0, 1)], num_train_timesteps=1000, device=torch.device("cpu"),
+    )  # fmt: skip
+    draws = replace(draws, noise=draws.noise.to(dtype), reference_noise=draws.reference_noise.to(dtype))
+    learner(latents, reference, text, draws)["loss"].backward()
+    return {name: p.grad for name, p in learner.unet.named_parameters() if p.requires_grad}
+
+
+def relative_difference(a, b):
+    return max(((a[name] - b[name]).norm() / b[name].norm()).item() for name in b)
+
+
+def test_fused_and_checkpointed_gradients_equal_the_naive_ones():
+    naive = full_loss_gradients("naive", checkpointing=False)
+    assert all(gradient is not None and gradient.any() for gradient in naive.values())
+    assert relative_difference(full_loss_gradients("sdpa", checkpointing=False), naive) < 1e-6
+    assert relative_difference(full_loss_gradients("naive", checkpointing=True), naive) < 1e-6
+
+
+def test_what_trains_is_what_the_method_says():
+    names = lambda **method: set(full_loss_gradients("naive", checkpointing=False, **method))
+    everything, attention = names(), names(update_motion=False)
+    assert attention < everything
+    assert all(".attn1." in name and "motion_modules" not in name for name in attention)
+    assert all("motion_modules" in name for name in everything - attention)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    settings = replace(TrainConfig().optimizer, learning_rate=1.0, warmup_steps=3, schedule="cosine")
+    rates = [learning_rate(settings, step, 13) for step in range(13)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[8] == pytest.approx(0.5)
+
+
+# --- guards
+
+
+def test_the_guard_objects_to_nan_and_spikes_only():
+    guard = LossGuard(GuardConfig(spike_factor=3.0, spike_window=4, max_skipped=2))
+    assert guard.objection(float("nan")) and guard.objection(float("inf"))
+    assert not guard.objection(100.0)  # nothing known yet
+    for loss in (1.0, 2.0, 1.0, 1.0):
+        guard.accept(loss)
+    assert not guard.objection(5.9)
+    assert "over 3 times" in guard.objection(6.1)
+    again = LossGuard(guard.settings)
+    again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    assert again.state_dict() == guard.state_dict()
+    guard.reject()
+    assert not guard.exhausted
+    guard.reject()
+    assert guard.exhausted
