@@ -89,7 +89,12 @@ def assert_same_batches(left, right):
         ({"video": "a.mp4", "caption": "x", "fps": 0}, "fps: Input should be greater than 0"),
         ({"video": "a.mp4", "caption": "x", "refs": [{}]}, "refs.0: a reference needs an 'image' or a 'frame'"),
         ({"video": "a.mp4", "caption": "x", "refs": [{"frame": 0, "box": [4, 0, 2, 9]}]}, "is empty"),
-        ({"video": "a.mp4", "caption": "x", "capton": "y"}, "capton: Extra inputs are not permitted"),
+        ({"video": "a.mp4", "caption": "x", "categry": "y"}, "unknown field 'categry', did you mean 'category'?"),
+        (
+            {"video": "a.mp4", "caption": "x", "refs": [{"image": "b", "msk": "c"}]},
+            "'refs.0.msk', did you mean 'mask'?",
+        ),
+        ({"video": "a.mp4", "captions": "x"}, "captions: Input should be a valid array, got 'x'"),
         ({"video": "first.mp4", "caption": "x"}, "id 'first' is already that of line 1"),
     ],
 )
@@ -332,6 +337,11 @@ def test_references_must_fit_before_the_first_step(tmp_path):
     write_lines(tmp_path / "manifest.jsonl", [{"video": "a.mp4", "caption": "x", "refs": [ref]}])
     with pytest.raises(InputError, match=r"bad reference: 1\), first 'a': .* mask.png and its picture have different"):
         build_dataset(config_of(tmp_path), seed=0)
+    write_lines(tmp_path / "late.jsonl", [{"video": "a.mp4", "caption": "x", "refs": [{"frame": 20}]}])
+    with pytest.raises(InputError, match="frame 20 of a video of 20 frames"):
+        build_dataset(
+            dataclasses.replace(config_of(tmp_path, highlight=False), manifest=str(tmp_path / "late.jsonl")), seed=0
+        )
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown turned by 90 degrees
     Image.new("RGB", (20, 10)).save(tmp_path / "picture.jpg", exif=turned)

@@ -7,6 +7,7 @@ of everything that its content depends on: settings, weights, the video's bytes 
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -79,12 +81,13 @@ class LatentCache:
         entry = self.entries[clip.id]
         if "key" not in entry:
             raise ClipError(entry["reason"], "when the cache was made")
-        tensors = load_file(self.folder / f"{entry['key']}.safetensors")
-        window = rng.integers(len(tensors["latents"]))
-        return {
-            "latents": tensors["latents"][window].to(torch.float32),
-            "prompt_embeds": tensors["prompt_embeds"][caption].to(torch.float32),
-        }
+        with safe_open(self.folder / f"{entry['key']}.safetensors", framework="pt") as tensors:
+            latents, prompt_embeds = tensors.get_slice("latents"), tensors.get_slice("prompt_embeds")
+            window = int(rng.integers(latents.get_shape()[0]))
+            return {
+                "latents": latents[window : window + 1][0].to(torch.float32),
+                "prompt_embeds": prompt_embeds[caption : caption + 1][0].to(torch.float32),
+            }
 
 
 def cache_settings(
@@ -147,7 +150,7 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
     with atomic_path(out / INDEX) as temporary:
         temporary.write_text(json.dumps({"settings": settings, "entries": entries}))
     reasons = [entry["reason"] for entry in entries.values() if "reason" in entry]
-    return len(entries) - len(reasons), {reason: reasons.count(reason) for reason in set(reasons)}
+    return len(entries) - len(reasons), dict(collections.Counter(reasons))
 
 
 def open_cache(
@@ -165,7 +168,7 @@ def open_cache(
         InputError: there is none, it is unfinished, or it is stale: other settings, weights, videos or captions.
     """
     folder = Path(config.cache)
-    remedy = f"make it with `videomaker data cache {config.manifest} --out {folder}`, or set data.cache="
+    remedy = f"make it with `videomaker data cache {config.manifest} --model MODEL --out {folder}`, or set data.cache="
     try:
         index = json.loads((folder / INDEX).read_text())
         then, entries = index["settings"], index["entries"]
@@ -226,10 +229,9 @@ def _encode_once(
     file = out / f"{key}.safetensors"
     if not file.exists():
         tensors = _encode(clip, root, config, encoders, settings["starts"])
+        halves = {name: tensor.to(torch.float16).cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_path(file) as temporary:
-            save_file(
-                {name: tensor.to(torch.float16).cpu().contiguous() for name, tensor in tensors.items()}, temporary
-            )
+            save_file(halves, temporary)
     return key
 
 
@@ -247,11 +249,11 @@ def _encode(clip: Clip, root: Path, config: DataConfig, encoders: Encoders, star
 
 
 def _key(clip: Clip, root: Path, settings: dict[str, Any]) -> str:
+    """The name of the clip's entry. Raises `OSError` or `ClipError` when the video cannot be read."""
     source = clip_file(root, clip, clip.video)
     content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-    return _hash(
-        json.dumps(settings, sort_keys=True).encode(), content, clip.id.encode(), _hash_captions(clip).encode()
-    )
+    about = {"settings": settings, "id": clip.id, "captions": clip.captions}
+    return _hash(json.dumps(about, sort_keys=True).encode(), content)
 
 
 def _hash_captions(clip: Clip) -> str:

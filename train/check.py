@@ -20,7 +20,7 @@ from .reference import crop_to_box, mask_on_white
 from .shards import clip_file, load_image
 from .video import ClipError, open_video, probe
 
-THREADS = 8  # FFmpeg and the disk work outside Python's lock
+THREADS = 8  # FFmpeg works outside Python's lock, and network disks are slow to answer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,6 +63,8 @@ def find_problem(clip: Clip, root: Path) -> ClipError | None:
         info = probe(root / clip.video)
         for ref in clip.refs:
             size = _picture_size(root / ref.image) if ref.image else (info.width, info.height)
+            if not ref.image and ref.frame >= info.num_frames:
+                raise ClipError("bad reference", f"frame {ref.frame} of a video of {info.num_frames} frames")
             if ref.mask and _picture_size(root / ref.mask) != size:
                 raise ClipError("bad reference", f"the mask {ref.mask} and its picture have different sizes")
     except ClipError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import difflib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -154,10 +156,13 @@ def _parse_line(line: str, number: int, seen: dict[str, int]) -> Clip | str:
 def _describe(error: ValidationError) -> str:
     """One line for the first problem of a line; pydantic's own text spans several."""
     problem = error.errors(include_url=False)[0]
-    field = ".".join(map(str, problem["loc"]))
-    message = problem["msg"].removeprefix("Value error, ")
-    value = repr(problem["input"])
     if problem["type"] == "json_invalid":
-        return message
-    shown = value if len(value) <= 60 else value[:57] + "..."
+        return problem["msg"]
+    field = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = (Reference if "refs" in problem["loc"] else Clip).model_fields
+        nearest = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
+        return f"unknown field {field!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = shorten(repr(problem["input"]), 60, placeholder=" ...")
     return f"{field}: {message}, got {shown}" if field else message

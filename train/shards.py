@@ -76,7 +76,7 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
     the same call after an interruption goes on with the first shard that is absent.
 
     Returns:
-        The number of clips written, and the number left out by reason.
+        The number of clips in the shards, and the number that this call left out, by reason.
 
     Raises:
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
