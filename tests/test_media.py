@@ -1,5 +1,6 @@
 """Pictures in, videos out."""
 
+import contextlib
 from pathlib import Path
 
 import av
@@ -98,6 +99,20 @@ def test_reference_is_turned_as_its_exif_says(tmp_path):
     upright = media.load_reference(tmp_path / "turned.png")
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5)) == RED and upright.getpixel((10, 35)) == WHITE
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_damaged_files_are_read_or_refused(tmp_path, file_format):
+    path = tmp_path / "damaged.png"
+    Image.fromarray(blocks(1)[0]).save(path, file_format)
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in generator.integers(0, min(len(data), 300), 8):
+            data[place] = generator.integers(256)
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):  # and nothing else
+            media.load_reference(path)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
