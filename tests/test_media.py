@@ -101,6 +101,7 @@ def test_reference_is_turned_as_its_exif_says(tmp_path):
     assert upright.getpixel((10, 5)) == RED and upright.getpixel((10, 35)) == WHITE
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_damaged_files_are_read_or_refused(tmp_path, file_format):
     path = tmp_path / "damaged.png"
