@@ -111,6 +111,8 @@ def _announce(name: str, reason: str) -> None:
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     device_type = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device_type):  # "meta"
+        return tensors
     if tensors[0].dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
