@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from videomaker.errors import InputError
 
 from .augment import OBJECTS, Augmentation, augment_reference
-from .check import check_files
+from .check import check_files, describe_counts
 from .manifest import Clip, Reference, read_manifest
 from .reference import crop_to_box, fill_frame, mask_on_white, pad_to_frame, to_tensor
 from .shards import clip_file, load_image
@@ -68,7 +68,7 @@ def build_dataset(
 ) -> ClipDataset:
     """Reads the manifest and checks it and its files before the first step.
 
-    Clips that the manifest knows to be too short are left out and counted in `dropped`. Each rank checks its share of
+    Clips that the manifest knows to be too short are left out, with a count. Each rank checks its share of
     the files; which clips remain does not depend on the rank.
 
     Raises:
@@ -79,32 +79,24 @@ def build_dataset(
     root = Path(config.manifest).parent
     listed = read_manifest(config.manifest, split=config.split)
     clips = [clip for clip in listed if not clip.num_frames or clip.num_frames >= config.span]
-    dropped = {"too short": len(listed) - len(clips)} if len(clips) < len(listed) else {}
     if not clips:
         raise InputError(
             f"no clip of {config.manifest} has the {config.span} frames that {config.num_frames} frames at stride "
             f"{config.frame_stride} need; lower data.num_frames or data.frame_stride"
         )
+    if len(clips) < len(listed) and rank == 0:
+        logger.warning("%d of %d clips left out: too short", len(listed) - len(clips), len(listed))
     if config.highlight:
         _check_masks(clips)
     check_files(clips[rank::world_size], root, allow_bad=config.bad_clips == "skip", show=rank == 0)
-    return ClipDataset(config, clips, seed=seed, cache=cache, dropped=dropped)
+    return ClipDataset(config, clips, seed=seed, cache=cache)
 
 
 class ClipDataset(Dataset):
     """Samples by key (epoch, index of the clip)."""
 
-    def __init__(
-        self,
-        config: DataConfig,
-        clips: Sequence[Clip],
-        *,
-        seed: int,
-        cache: LatentCache | None = None,
-        dropped: dict[str, int] | None = None,
-    ):
+    def __init__(self, config: DataConfig, clips: Sequence[Clip], *, seed: int, cache: LatentCache | None = None):
         self.config, self.clips, self.seed, self.cache = config, clips, seed, cache
-        self.dropped = dropped or {}
         self.root = Path(config.manifest).parent
         self.fingerprint = hashlib.sha256("\n".join(clip.id for clip in clips).encode()).hexdigest()[:16]
 
@@ -256,7 +248,8 @@ class ClipLoader:
             self.skipped[reason] += 1
             if clip_id not in self._reported:
                 self._reported.add(clip_id)
-                logger.warning("clip %r skipped: %s", clip_id, message)
+                so_far = describe_counts(self.skipped.elements())
+                logger.warning("clip %r skipped: %s (so far %s)", clip_id, message, so_far)
 
 
 def build_loader(
