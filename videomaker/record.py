@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,16 @@ def component_digests(pipe: Any) -> dict[str, str]:
     return {
         **{name: _module_digest(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")},
         "tokenizer": _json_digest(pipe.tokenizer.get_vocab()),
-        "scheduler": _json_digest({k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}),
+        "configuration": _json_digest(_configuration(pipe)),
+    }
+
+
+def _configuration(pipe: Any) -> dict[str, Any]:
+    """What no tensor tells but the pixels depend on."""
+    return {
+        "scheduler": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
+        "scaling_factor": pipe.vae.config.scaling_factor,
+        "reference_cross_attention": pipe.config.reference_cross_attention,
     }
 
 
@@ -147,7 +155,7 @@ def _find(reference: dict[str, str], moved: dict[str, Path]) -> Path:
     if path := moved.get(reference["sha256"]):
         return path
     path = Path(reference["path"])
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise InputError(f"reference {path} does not exist any more: give it with --reference")
     if sha256(path) != reference["sha256"]:
         raise InputError(f"reference {path} has changed since the video was made: give the old one with --reference")
