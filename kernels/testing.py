@@ -73,11 +73,14 @@ def evaluate_naive(
 
 
 def errors(results: list[Tensor], exact: list[Tensor], num_ref_tokens: int) -> dict[str, float]:
-    """Relative error of the frames' part and the reference's part of each result; infinite for a NaN."""
+    """Relative error of the frames' part and the reference's part of each result; infinite for a NaN.
+
+    `results` may end before the gradients.
+    """
     parts = {"frames": slice(None, -num_ref_tokens or None), "reference": slice(-num_ref_tokens or None, None)}
     return {
         f"{name} of {part}": _relative_error(x[:, rows], y[:, rows])
-        for name, x, y in zip(NAMES, results, exact, strict=True)
+        for name, x, y in zip(NAMES, results, exact, strict=False)
         for part, rows in parts.items()
         if num_ref_tokens or part == "frames"
     }
@@ -86,7 +89,7 @@ def errors(results: list[Tensor], exact: list[Tensor], num_ref_tokens: int) -> d
 def failures(found: dict[str, float], naive: dict[str, float], band: float) -> list[str]:
     """The results in `found` whose error is beyond twice the naive path's and the band."""
     limits = {name: 2 * error + band for name, error in naive.items()}
-    return [f"{name}: {found[name]:.1e} > {limit:.1e}" for name, limit in limits.items() if not found[name] <= limit]
+    return [f"{name}: {error:.1e} > {limits[name]:.1e}" for name, error in found.items() if not error <= limits[name]]
 
 
 @contextmanager
