@@ -145,6 +145,13 @@ def test_a_wide_reference_gets_the_shape_of_the_video(fit, corner, middle):
     assert fitted.getpixel((0, 0)) == corner and fitted.getpixel((16, 16)) == middle
 
 
+def test_small_drawings_stay_sharp():
+    drawing = blocks(1, 16, 16)[0]
+    drawing[:, 8:] = 0
+    fitted = np.asarray(media.fit_reference(Image.fromarray(drawing), 64, 64, "stretch"))
+    assert (fitted == drawing.repeat(4, axis=0).repeat(4, axis=1)).all()
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (65, 63)])
 def test_mp4_plays_everywhere(tmp_path, height, width):
     frames, path = blocks(8, height, width), tmp_path / "video.mp4"

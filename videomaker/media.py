@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _STILL_FORMATS = ("JPEG", "MPO")  # an MPO is a JPEG whose further pictures are previews or depth maps
 
+DRAWING_SIDE = 64  # pictures up to this are enlarged without smoothing
 TINY_SIDE = 128  # videos with a shorter side up to this are enlarged ...
 VISIBLE_SIDE = 256  # ... to at least this, unless asked otherwise
 SHEET_FRAMES = 8
@@ -103,13 +104,18 @@ def _reason(error: Exception, max_pixels: int) -> str:
 
 
 def fit_reference(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:
-    """Gives a picture the video's shape: `"stretch"` as the paper does, `"pad"` with white around, or `"crop"`."""
-    size, filter_ = (width, height), Image.Resampling.LANCZOS
+    """Gives a picture the video's shape: `"stretch"` as the paper does, `"pad"` with white around, or `"crop"`.
+
+    A picture of a few pixels is a drawing whose edges stay sharp when it grows.
+    """
+    size = (width, height)
+    drawing = max(image.size) <= DRAWING_SIDE and max(image.size) < min(size)
+    resampling = Image.Resampling.NEAREST if drawing else Image.Resampling.LANCZOS
     if fit == "pad":
-        return ImageOps.pad(image, size, filter_, color="white")
+        return ImageOps.pad(image, size, resampling, color="white")
     if fit == "crop":
-        return ImageOps.fit(image, size, filter_)
-    return image.resize(size, filter_)
+        return ImageOps.fit(image, size, resampling)
+    return image.resize(size, resampling)
 
 
 def default_upscale(height: int, width: int) -> int:
