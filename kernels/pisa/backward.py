@@ -169,7 +169,7 @@ def pisa_backward_query(
     first_frame, last_frame = group_bounds(index, num_groups, num_frames + 1)
     num_segments = tl.where(is_reference, last_frame - first_frame, 2)
     accumulator = zero_tile(BLOCK_Q, MAIN, TAIL)
-    for segment in range(num_segments):
+    for segment in tl.range(num_segments, disable_licm=True):
         frame = tl.where(is_reference, first_frame + segment, tl.where(segment == 0, index, num_frames))
         row = tl.where(is_reference, frame_tokens + frame * num_reference + first_row, token)
         lse = tl.load(row_lse + statistics + row, mask=rows < num_rows, other=0.0)
@@ -231,7 +231,7 @@ def pisa_backward_key(
     last_frame = tl.where(is_reference, last_frame, index + 1)
     statistics = lse_offset(batch, head, num_frames, num_tokens, num_reference, H)
     k_accumulator, v_accumulator = zero_tile(BLOCK_K, MAIN, TAIL), zero_tile(BLOCK_K, MAIN, TAIL)
-    for segment in range(2):
+    for segment in tl.range(2, disable_licm=True):
         if segment == 0:
             first_query = first_frame * num_tokens
             row = first_query

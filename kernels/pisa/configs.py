@@ -1,51 +1,153 @@
-"""Which tiles each kernel uses: a table found by static search."""
+"""Which tiles each kernel uses: a table per GPU family and head dim, found by static search, and what was tuned here.
 
-from dataclasses import dataclass
+The table was searched without a GPU (`python bench/static.py` shows what its entries compile to): no spills, wgmma on
+sm_90, and then as many programs per multiprocessor as registers and shared memory allow. autotune.py measures instead.
+"""
+
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+import triton
+
+KERNELS = ("forward", "backward_query", "backward_key")
 
 
 @dataclass(frozen=True)
 class Config:
     """Tile sizes and compiler options of one kernel.
 
-    `qk_widths` and `pv_widths` are the widths (main, tail) of a head's tiles, see primitives.py: of the tiles whose
-    columns are summed over, and of those whose columns are produced.
+    `split_values` keeps the tail of the head apart (see primitives.py) also where the head's columns are produced; else
+    the forward pads them to a power of two, which costs matrix work and saves registers.
     """
 
     block_q: int
     block_k: int
-    num_warps: int
-    num_stages: int
-    max_registers: int | None
-    qk_widths: tuple[int, int]
-    pv_widths: tuple[int, int]
+    num_warps: int = 4
+    num_stages: int = 2
+    max_registers: int | None = None
+    split_values: bool = True
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that Triton takes besides the kernel's own."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if self.max_registers is not None:
+        if self.max_registers is not None and torch.version.hip is None:
             options["maxnreg"] = self.max_registers
         return options
 
 
-def head_widths(head_dim: int) -> tuple[int, int]:
-    """Powers of two (main, tail) that cover the head with the least padding; a dot needs at least 16 columns."""
-    main = 16
-    while main * 2 <= head_dim:
-        main *= 2
-    tail = 0
-    if head_dim > main:
-        tail = 16
-        while tail < head_dim - main:
-            tail *= 2
-    return (main + tail, 0) if tail == main else (main, tail)
+# family -> kernel -> (largest head dim, config), in order.
+_HOPPER = {
+    "forward": [
+        (48, Config(64, 64, num_stages=3, max_registers=128, split_values=False)),
+        (96, Config(64, 64, num_stages=3, max_registers=168)),
+        (192, Config(128, 64, num_warps=8)),
+        (256, Config(64, 64, num_warps=8)),
+    ],
+    "backward_query": [
+        (48, Config(64, 64, num_stages=3)),
+        (96, Config(64, 64, max_registers=168)),
+        (128, Config(64, 64)),
+        (192, Config(64, 32)),
+        (256, Config(64, 32, num_warps=8)),
+    ],
+    "backward_key": [
+        (64, Config(64, 64)),
+        (96, Config(32, 64, num_stages=3)),
+        (128, Config(64, 64, num_warps=8)),
+        (256, Config(32, 64, num_warps=8)),
+    ],
+}
+# mma.sync instead of wgmma, and 99 KiB of shared memory on the smaller of these chips.
+_AMPERE = {
+    "forward": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))],
+    "backward_query": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(32, 32))],
+    "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
+}
+TABLE = {
+    "sm_80": _AMPERE,
+    "sm_89": _AMPERE,
+    "sm_90": _HOPPER,
+    "sm_100": _HOPPER,
+    "sm_120": _AMPERE,
+    "gfx9": _AMPERE,
+}
+# Without tensor cores (float32, unless torch allows tf32) a dot unrolls into single multiplications: small tiles.
+_FLOAT32 = Config(32, 32)
 
 
-def choose_config(kernel: str, head_dim: int, dtype: torch.dtype) -> Config:
-    """The tiles of `kernel`: "forward", "backward_query" or "backward_key"."""
-    widths = head_widths(head_dim)
-    return Config(64, 64, 4, 2, None, widths, widths)
+def gpu_family(device: torch.device) -> str:
+    """The row of the table for a GPU; sm_90 without one."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return "gfx9"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {8: "sm_89", 9: "sm_90", 10: "sm_100"}.get(major, "sm_120")
+
+
+def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) -> Config:
+    """The table's entry."""
+    if dtype == torch.float32:
+        return _FLOAT32
+    return next(config for largest, config in TABLE[family][kernel] if head_dim <= largest)
+
+
+def choose_config(
+    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+) -> Config:
+    """What was tuned for such shapes on this GPU, else the table's entry."""
+    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_reference)
+    tuned = tuned_configs().get(key)
+    return tuned or table_config(kernel, gpu_family(device), head_dim, dtype)
+
+
+def tuning_key(
+    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+) -> str:
+    """GPU, Triton and shape family: what a tuned configuration is valid for. Tokens count by powers of two."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_reference))
+    return "|".join(map(str, (gpu, triton.__version__, kernel, dtype, head_dim, *tokens)))
+
+
+@functools.cache
+def tuned_configs() -> dict[str, Config]:
+    """The configurations that `autotune` has stored, by key; read once."""
+    try:
+        return {key: Config(**fields) for key, fields in json.loads(tuning_file().read_text()).items()}
+    except (OSError, ValueError, TypeError):  # none yet, or of another version
+        return {}
+
+
+def store_tuned(configs: dict[str, Config]) -> None:
+    """Adds to the configurations on disk and in use, whole files at a time."""
+    tuned = tuned_configs()
+    tuned.update(configs)
+    path = tuning_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps({key: asdict(config) for key, config in tuned.items()}, indent=1))
+    temporary.replace(path)
+
+
+def tuning_file() -> Path:
+    """Where tuned configurations are kept, under `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "videomaker", "pisa-configs.json")
+
+
+def head_widths(head_dim: int, *, split: bool = True) -> tuple[int, int]:
+    """Powers of two (main, tail) that cover the head: with the least padding, or as one tile (tail 0) unless `split`.
+
+    A dot needs at least 16 columns.
+    """
+    whole = max(16, triton.next_power_of_2(head_dim))
+    main = whole // 2
+    tail = max(16, triton.next_power_of_2(head_dim - main))
+    return (main, tail) if split and main + tail < whole else (whole, 0)
 
 
 def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads: int, block: int, slots: int) -> int:
@@ -56,15 +158,16 @@ def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads:
     as its longest program, which should be done by the middle of the launch.
 
     Args:
+        num_frames, num_tokens, num_reference: F, N and M.
         heads: B·H.
         block: rows per program.
         slots: programs that run at the same time.
     """
-    reference_tiles, frame_tiles = -(-num_reference // block), -(-num_tokens // block)
+    reference_tiles, frame_tiles = triton.cdiv(num_reference, block), triton.cdiv(num_tokens, block)
     frame_load = heads * num_frames * frame_tiles * (num_tokens + num_reference)
 
     def duration(groups: int) -> float:
-        longest = num_reference + -(-num_frames // groups) * num_tokens
+        longest = num_reference + triton.cdiv(num_frames, groups) * num_tokens
         reference_load = heads * reference_tiles * (groups * num_reference + num_frames * num_tokens)
         return max((frame_load + reference_load) / slots, 2 * longest)
 

@@ -22,6 +22,7 @@ import triton.language as tl
 from .primitives import (
     accumulate_rows,
     add_tiles,
+    add_to_memory,
     contiguous_pointer,
     dot_heads,
     group_bounds,
@@ -147,10 +148,8 @@ def pisa_forward(
                 tl.store(lse_pointer + frame_tokens + frame * num_reference + first_row, joint_lse, mask=in_range)
             # Sums wait in memory: a wide head has no registers for a second accumulator.
             pointer = sum_pointer + tl.where(segment == 0, own_offset, 0)
-            previous = load_tile(
-                pointer, tl.where(segment > 1, num_rows, 0), H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, False
-            )
-            store_tile(pointer, add_tiles(output, previous, PV_TAIL), num_rows, H * D, D, PV_MAIN, PV_TAIL)
+            num_added = tl.where(segment > 1, num_rows, 0)
+            add_to_memory(pointer, output, num_rows, num_added, H * D, D, PV_MAIN, PV_TAIL)
             reference_weight += tl.exp2(reference_lse - joint_lse)
             reference_lse = tl.where(segment == 0, own_lse, reference_lse)
             tl.debug_barrier()

@@ -47,62 +47,92 @@ def triton_unavailable_reason(q: Tensor) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """The sizes of one call, named as in forward.py, and what the kernels' options depend on."""
+class Problem:
+    """The tensors of one call, their sizes named as in forward.py, and what the kernels' options depend on."""
 
-    batch: int
-    num_heads: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
     num_frames: int
-    num_tokens: int
     num_reference: int
-    head_dim: int
-    align: int
-    precision: str
-    slots: int
-
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int) -> "_Problem":
-        batch, all_tokens, num_heads, head_dim = q.shape
-        return cls(
-            batch=batch,
-            num_heads=num_heads,
-            num_frames=num_frames,
-            num_tokens=(all_tokens - num_reference) // num_frames,
-            num_reference=num_reference,
-            head_dim=head_dim,
-            align=math.gcd(16, *(stride for x in (q, k, v) for stride in x.stride()[:3])),
-            precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-            slots=_slots(q.device),
-        )
+    scale: float
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def num_tokens(self) -> int:
+        """N, tokens per frame."""
+        return (self.q.shape[1] - self.num_reference) // self.num_frames
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The kernels' arguments num_frames, num_tokens, num_reference."""
         return self.num_frames, self.num_tokens, self.num_reference
 
+    @property
+    def outer_strides(self) -> list[int]:
+        """(batch, head) strides of q, k and v."""
+        return [x.stride(axis) for x in (self.q, self.k, self.v) for axis in (0, 2)]
+
+    def constants(self, config: Config, groups: int) -> dict[str, object]:
+        """Compile-time arguments that all three attention kernels share."""
+        q, k, v = self.q, self.k, self.v
+        return {
+            "STRIDE_Q": q.stride(1),
+            "STRIDE_K": k.stride(1),
+            "STRIDE_V": v.stride(1),
+            "H": q.shape[2],
+            "D": q.shape[3],
+            "BLOCK_Q": config.block_q,
+            "BLOCK_K": config.block_k,
+            "ALIGN": math.gcd(16, *(stride for x in (q, k, v) for stride in x.stride()[:3])),
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            "SPLIT": groups > 1,
+            **config.launch_options(),
+        }
+
+    def config(self, kernel: str) -> Config:
+        """The configuration of one kernel for these tensors."""
+        return choose_config(
+            kernel,
+            device=self.q.device,
+            dtype=self.q.dtype,
+            head_dim=self.q.shape[3],
+            num_tokens=self.num_tokens,
+            num_reference=self.num_reference,
+        )
+
     def groups(self, block: int) -> int:
+        """Number of groups of frames for tiles of `block` rows."""
         return frame_groups(
             num_frames=self.num_frames,
             num_tokens=self.num_tokens,
             num_reference=self.num_reference,
-            heads=self.batch * self.num_heads,
+            heads=self.q.shape[0] * self.q.shape[2],
             block=block,
-            slots=self.slots,
+            slots=_slots(self.q.device),
         )
 
     def programs(self, block: int, groups: int) -> tuple[int, int]:
         """Number of reference programs, and of all programs, for tiles of `block` rows."""
-        per_row_of_tiles = self.batch * self.num_heads
-        reference = per_row_of_tiles * groups * triton.cdiv(self.num_reference, block)
-        return reference, reference + per_row_of_tiles * self.num_frames * triton.cdiv(self.num_tokens, block)
+        heads = self.q.shape[0] * self.q.shape[2]
+        reference = heads * groups * triton.cdiv(self.num_reference, block)
+        return reference, reference + heads * self.num_frames * triton.cdiv(self.num_tokens, block)
 
     def is_even(self, block: int) -> bool:
         """Whether loops over tokens in steps of `block` never meet a partial tile."""
         return self.num_tokens % block == 0 and self.num_reference % block == 0
 
-    def partials(self, q: Tensor, *leading: int) -> Tensor:
+    def partials(self, *leading: int) -> Tensor:
         """Uninitialised fp32 `[B, *leading, M, H, D]`."""
-        shape = (self.batch, *leading, self.num_reference, self.num_heads, self.head_dim)
-        return q.new_empty(shape, dtype=torch.float32)
+        batch, _, num_heads, head_dim = self.q.shape
+        return self.q.new_empty((batch, *leading, self.num_reference, num_heads, head_dim), dtype=torch.float32)
+
+    def sum_groups(self, partials: Tensor, out: Tensor) -> None:
+        """Writes the reference tokens of `out` `[B, T, H, D]` from the groups' shares `[B, G, …]`."""
+        reference = out[:, self.num_frames * self.num_tokens :]
+        batch, size, block = out.shape[0], reference[0].numel(), 1024
+        sum_groups[(triton.cdiv(size, block), batch)](
+            partials, reference, partials.shape[1], size, partials.stride(1), out.stride(0), BLOCK=block
+        )
 
 
 @functools.cache
@@ -113,29 +143,88 @@ def _slots(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def run_forward(problem: Problem, save: bool, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches the forward kernel; see `_forward`."""
+    q, k, v = problem.q, problem.k, problem.v
+    out, reference_outputs, lse = _forward_fake(q, k, v, problem.num_frames, problem.num_reference, problem.scale, save)
+    groups = problem.groups(config.block_q)
+    partials = problem.partials(groups, 2)
+    reference_programs, programs = problem.programs(config.block_q, groups)
+    qk_main, qk_tail = head_widths(q.shape[3])
+    pv_main, pv_tail = head_widths(q.shape[3], split=config.split_values)
+    pisa_forward[(programs,)](
+        q, k, v, out, reference_outputs, lse, partials, *problem.outer_strides,
+        reference_programs, *problem.sizes, groups, problem.scale * LOG2_E,
+        QK_MAIN=qk_main, QK_TAIL=qk_tail, PV_MAIN=pv_main, PV_TAIL=pv_tail,
+        EVEN=problem.is_even(config.block_k), SAVE=save, **problem.constants(config, groups),
+    )  # fmt: skip
+    if groups > 1:
+        problem.sum_groups(partials, out)
+    return out, reference_outputs, lse
+
+
+def run_row_statistics(
+    problem: Problem, out: Tensor, out_gradient: Tensor, reference_outputs: Tensor, lse: Tensor
+) -> Tensor:
+    """lse' and δ' of every row, fp32 `[2, B, H, R]`; see backward.py."""
+    statistics = lse.new_empty((2, *lse.shape))
+    block = 64
+    reference_programs, programs = problem.programs(block, groups=1)
+    num_heads, head_dim = out.shape[2:]
+    main, tail = head_widths(head_dim)
+    pisa_row_statistics[(programs,)](
+        out, out_gradient, reference_outputs, lse, *statistics, reference_programs, *problem.sizes,
+        H=num_heads, D=head_dim, MAIN=main, TAIL=tail, BLOCK=block,
+    )  # fmt: skip
+    return statistics
+
+
+def run_backward_query(problem: Problem, out_gradient: Tensor, statistics: Tensor, config: Config) -> Tensor:
+    """The gradient of q."""
+    q, k, v = problem.q, problem.k, problem.v
+    groups = problem.groups(config.block_q)
+    gradient, partials = q.new_empty(q.shape), problem.partials(groups if groups > 1 else 0)
+    reference_programs, programs = problem.programs(config.block_q, groups)
+    main, tail = head_widths(q.shape[3])
+    pisa_backward_query[(programs,)](
+        q, k, v, out_gradient, *statistics, gradient, partials, *problem.outer_strides,
+        reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
+        MAIN=main, TAIL=tail, EVEN=problem.is_even(config.block_k), **problem.constants(config, groups),
+    )  # fmt: skip
+    if groups > 1:
+        problem.sum_groups(partials, gradient)
+    return gradient
+
+
+def run_backward_key(
+    problem: Problem, out_gradient: Tensor, statistics: Tensor, config: Config
+) -> tuple[Tensor, Tensor]:
+    """The gradients of k and v."""
+    q, k, v = problem.q, problem.k, problem.v
+    groups = problem.groups(config.block_k)
+    gradients = k.new_empty(k.shape), v.new_empty(v.shape)
+    partials = [problem.partials(groups if groups > 1 else 0) for _ in gradients]
+    reference_programs, programs = problem.programs(config.block_k, groups)
+    main, tail = head_widths(q.shape[3])
+    pisa_backward_key[(programs,)](
+        q, k, v, out_gradient, *statistics, *gradients, *partials, *problem.outer_strides,
+        reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
+        MAIN=main, TAIL=tail, EVEN=problem.is_even(config.block_q), **problem.constants(config, groups),
+    )  # fmt: skip
+    if groups > 1:
+        for partial, gradient in zip(partials, gradients, strict=True):
+            problem.sum_groups(partial, gradient)
+    return gradients
+
+
 @torch.library.custom_op("videomaker::pisa_forward", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and unless `save` is False the reference's outputs per frame and the log-sum-exp of all rows."""
-    out, reference_outputs, lse = _forward_fake(q, k, v, num_frames, num_reference, scale, save)
-    problem = _Problem.of(q, k, v, num_frames, num_reference)
-    config = choose_config("forward", problem.head_dim, q.dtype)
-    groups = problem.groups(config.block_q)
-    partials = problem.partials(q, groups, 2)
-    reference_programs, programs = problem.programs(config.block_q, groups)
+    problem = Problem(q, k, v, num_frames, num_reference, scale)
     with torch.cuda.device_of(q):
-        pisa_forward[(programs,)](
-            q, k, v, out, reference_outputs, lse, partials, *_outer_strides(q, k, v),
-            reference_programs, *problem.sizes, groups, scale * LOG2_E, **_token_strides(q, k, v),
-            H=problem.num_heads, D=problem.head_dim, QK_MAIN=config.qk_widths[0], QK_TAIL=config.qk_widths[1],
-            PV_MAIN=config.pv_widths[0], PV_TAIL=config.pv_widths[1],
-            BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN=problem.is_even(config.block_k), ALIGN=problem.align,
-            PRECISION=problem.precision, SAVE=save, SPLIT=groups > 1, **config.launch_options(),
-        )  # fmt: skip
-        if groups > 1:
-            _sum_groups(partials, out, problem)
-    return out, reference_outputs, lse
+        return run_forward(problem, save, problem.config("forward"))
 
 
 @_forward.register_fake
@@ -158,14 +247,13 @@ def _backward(
     num_frames: int, num_reference: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v."""
+    problem = Problem(q, k, v, num_frames, num_reference, scale)
     out_gradient = out_gradient.contiguous()
-    problem = _Problem.of(q, k, v, num_frames, num_reference)
     with torch.cuda.device_of(q):
-        row_lse, row_delta = _row_statistics(out, out_gradient, reference_outputs, lse, problem)
-        rows = (out_gradient, row_lse, row_delta)
-        q_gradient = _query_gradient(q, k, v, *rows, problem, scale)
-        k_gradient, v_gradient = _key_gradients(q, k, v, *rows, problem, scale)
-    return q_gradient, k_gradient, v_gradient
+        statistics = run_row_statistics(problem, out, out_gradient, reference_outputs, lse)
+        q_gradient = run_backward_query(problem, out_gradient, statistics, problem.config("backward_query"))
+        key_gradients = run_backward_key(problem, out_gradient, statistics, problem.config("backward_key"))
+    return q_gradient, *key_gradients
 
 
 @_backward.register_fake
@@ -174,88 +262,6 @@ def _backward_fake(
     num_frames: int, num_reference: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _row_statistics(
-    out: Tensor, out_gradient: Tensor, reference_outputs: Tensor, lse: Tensor, problem: _Problem
-) -> Tensor:
-    """lse' and δ' of every row, fp32 `[2, B, H, R]`; see backward.py."""
-    statistics = lse.new_empty((2, *lse.shape))
-    block = 64
-    reference_programs, programs = problem.programs(block, groups=1)
-    main, tail = head_widths(problem.head_dim)
-    pisa_row_statistics[(programs,)](
-        out, out_gradient, reference_outputs, lse, *statistics, reference_programs, *problem.sizes,
-        H=problem.num_heads, D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK=block,
-    )  # fmt: skip
-    return statistics
-
-
-def _query_gradient(
-    q: Tensor, k: Tensor, v: Tensor, out_gradient: Tensor, row_lse: Tensor, row_delta: Tensor,
-    problem: _Problem, scale: float,
-) -> Tensor:  # fmt: skip
-    config = choose_config("backward_query", problem.head_dim, q.dtype)
-    groups = problem.groups(config.block_q)
-    gradient, partials = q.new_empty(q.shape), problem.partials(q, groups if groups > 1 else 0)
-    reference_programs, programs = problem.programs(config.block_q, groups)
-    pisa_backward_query[(programs,)](
-        q, k, v, out_gradient, row_lse, row_delta, gradient, partials, *_outer_strides(q, k, v),
-        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E, **_token_strides(q, k, v),
-        **_backward_options(problem, config, config.block_k, groups),
-    )  # fmt: skip
-    if groups > 1:
-        _sum_groups(partials, gradient, problem)
-    return gradient
-
-
-def _key_gradients(
-    q: Tensor, k: Tensor, v: Tensor, out_gradient: Tensor, row_lse: Tensor, row_delta: Tensor,
-    problem: _Problem, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    config = choose_config("backward_key", problem.head_dim, q.dtype)
-    groups = problem.groups(config.block_k)
-    gradients = k.new_empty(k.shape), v.new_empty(v.shape)
-    partials = [problem.partials(q, groups if groups > 1 else 0) for _ in gradients]
-    reference_programs, programs = problem.programs(config.block_k, groups)
-    pisa_backward_key[(programs,)](
-        q, k, v, out_gradient, row_lse, row_delta, *gradients, *partials, *_outer_strides(q, k, v),
-        reference_programs, *problem.sizes, groups, scale, scale * LOG2_E, **_token_strides(q, k, v),
-        **_backward_options(problem, config, config.block_q, groups),
-    )  # fmt: skip
-    if groups > 1:
-        for partial, gradient in zip(partials, gradients, strict=True):
-            _sum_groups(partial, gradient, problem)
-    return gradients
-
-
-def _backward_options(problem: _Problem, config: Config, loop_block: int, groups: int) -> dict[str, object]:
-    main, tail = config.qk_widths
-    return dict(
-        H=problem.num_heads, D=problem.head_dim, MAIN=main, TAIL=tail, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-        EVEN=problem.is_even(loop_block), ALIGN=problem.align, PRECISION=problem.precision, SPLIT=groups > 1,
-        **config.launch_options(),
-    )  # fmt: skip
-
-
-def _sum_groups(partials: Tensor, out: Tensor, problem: _Problem) -> None:
-    """Writes the reference tokens of `out` `[B, T, H, D]` from the groups' shares."""
-    batch, groups, *_ = partials.shape
-    reference = out[:, problem.num_frames * problem.num_tokens :]
-    size = reference[0].numel()
-    block = 1024
-    sum_groups[(triton.cdiv(size, block), batch)](
-        partials, reference, groups, size, partials.stride(1), out.stride(0), BLOCK=block
-    )
-
-
-def _outer_strides(*tensors: Tensor) -> list[int]:
-    """(batch, head) strides of each."""
-    return [x.stride(axis) for x in tensors for axis in (0, 2)]
-
-
-def _token_strides(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
-    return {"STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "STRIDE_V": v.stride(1)}
 
 
 def _setup_context(ctx, inputs, output):

@@ -33,6 +33,15 @@ def lse_offset(batch, head, num_frames, num_tokens, num_reference, H: tl.constex
 
 
 @triton.jit
+def row_offsets(BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+    """Offsets of a tile's rows, in 64 bits only where 32 do not reach."""
+    rows = tl.arange(0, BLOCK)
+    if BLOCK * STRIDE >= 2**31:
+        rows = rows.to(tl.int64)
+    return rows * STRIDE
+
+
+@triton.jit
 def load_columns(
     pointer, num_rows, STRIDE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr,
@@ -40,7 +49,7 @@ def load_columns(
     """One of the two tiles of `load_tile`: WIDTH columns from FIRST on."""
     rows = tl.arange(0, BLOCK)
     columns = FIRST + tl.arange(0, WIDTH)
-    pointers = pointer + rows[:, None] * STRIDE + columns[None, :]  # [BLOCK, WIDTH]
+    pointers = pointer + row_offsets(BLOCK, STRIDE)[:, None] + columns[None, :]  # [BLOCK, WIDTH]
     if EVEN and FIRST + WIDTH <= D:
         tile = tl.load(pointers)
     elif EVEN:
@@ -68,7 +77,7 @@ def store_columns(pointer, tile, num_rows, STRIDE: tl.constexpr, FIRST: tl.const
     """One of the two tiles of `store_tile`."""
     rows = tl.arange(0, tile.shape[0])
     columns = FIRST + tl.arange(0, tile.shape[1])
-    pointers = pointer + rows[:, None] * STRIDE + columns[None, :]
+    pointers = pointer + row_offsets(tile.shape[0], STRIDE)[:, None] + columns[None, :]
     mask = (rows < num_rows)[:, None] & (columns < D)[None, :]
     tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=mask)
 
@@ -79,6 +88,19 @@ def store_tile(pointer, tile, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, M
     store_columns(pointer, tile[0], num_rows, STRIDE, 0, D)
     if TAIL > 0:
         store_columns(pointer, tile[1], num_rows, STRIDE, MAIN, D)
+
+
+@triton.jit
+def add_to_memory(
+    pointer, tile, num_rows, num_added, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr
+):
+    """Stores a tile `[BLOCK, D]` like `store_tile`, adding what the first `num_added` rows in memory hold."""
+    BLOCK: tl.constexpr = tile[0].shape[0]
+    main = tile[0] + load_columns(pointer, num_added, STRIDE, 0, MAIN, D, BLOCK, False)
+    store_columns(pointer, main, num_rows, STRIDE, 0, D)
+    if TAIL > 0:
+        tail = tile[1] + load_columns(pointer, num_added, STRIDE, MAIN, TAIL, D, BLOCK, False)
+        store_columns(pointer, tail, num_rows, STRIDE, MAIN, D)
 
 
 @triton.jit
