@@ -196,7 +196,7 @@ def test_ctrl_c_in_the_terminal(model, reference, tmp_path):
         if "attention backend" in line:  # said by the first layer that runs
             break
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "interrupted: 0 of 1" in said
     assert not out.exists()
@@ -207,7 +207,7 @@ def test_full_disk(model, reference, tmp_path):
     out = tmp_path / "out"
     asked = ("generate", "-r", reference, "-p", PROMPT, "--model", model, "-o", out, *QUICK, "--upscale", 16)
     process = start(*asked, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
     assert said.splitlines()[-1].startswith("error: File too large")
     assert files(out) == []
