@@ -1,1 +1,1 @@
-"""The sprite world: creatures and clips drawn from a seed, the measure, and the small model that is trained on them."""
+"""The sprite world: clips drawn from a seed, the measure of fidelity, and the small model that is trained on them."""

@@ -54,7 +54,7 @@ class ClipScores:
 
 
 def to_canvas(video: np.ndarray) -> np.ndarray:
-    """Video `[F, 64, 64, 3]` in 0-255 as canvas pixels `[F, 16, 16, 3]` float: the mean of each 4×4 block."""
+    """Video `[F, 32, 32, 3]` in 0-255 as canvas pixels `[F, 16, 16, 3]` float: the mean of each 2×2 block."""
     side = CANVAS * ENLARGEMENT
     if video.shape[1:] != (side, side, 3):
         raise ValueError(f"a sprite video is [F, {side}, {side}, 3], got {list(video.shape)}")
@@ -68,7 +68,7 @@ def score_clip(
     """Measures a generated video against what was asked for.
 
     Args:
-        video: `[8, 64, 64, 3]` in 0-255.
+        video: `[8, 32, 32, 3]` in 0-255.
         wanted: the creature, motion, background and size that were asked for.
         reference_background: what the creature stood on in the reference; `None` is white.
         rng: draws the distractors.

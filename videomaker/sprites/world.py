@@ -1,7 +1,7 @@
 """A small synthetic world whose ground truth is known exactly: pixel-art creatures moving over backgrounds.
 
-Everything is drawn on a 16×16 canvas and enlarged four times to 64×64 video. Creatures move in steps of one cell:
-2 canvas pixels, or 8 video pixels, which is one latent pixel of the small autoencoder.
+Everything is drawn on a 16×16 canvas and enlarged twice to 32×32 video. Creatures move in steps of one cell:
+2 canvas pixels, or 4 video pixels, which is one latent pixel of the small autoencoder.
 A creature's identity is its silhouette, its palette of three colours and its pattern. The parity of the pattern's
 bits decides whether it belongs to the training or to the test split, so the two never meet.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 CANVAS = 16  # canvas pixels per side
-ENLARGEMENT = 4  # video pixels per canvas pixel
+ENLARGEMENT = 2  # video pixels per canvas pixel
 CELL = 2  # canvas pixels per step of a motion
 CREATURE = 8  # canvas pixels per side of a big creature
 NUM_FRAMES = 8
@@ -85,7 +85,7 @@ class Clip:
     @property
     def caption(self) -> str:
         """The sentence that describes it."""
-        return f"a {self.size} creature {self.motion} over {self.background}"
+        return caption(self.size, self.motion, self.background)
 
     @property
     def mirrored(self) -> bool:
@@ -98,6 +98,11 @@ class Clip:
         side = CREATURE // SIZES[self.size]
         right, down = MOTIONS[self.motion]
         return [(FEET - side + CELL * y, (CANVAS - side) // 2 + CELL * x) for x, y in zip(right, down, strict=True)]
+
+
+def caption(size: str, motion: str, background: str) -> str:
+    """The grammar of the world."""
+    return f"a {size} creature {motion} over {background}"
 
 
 def random_clip(rng: np.random.Generator, *, split: Split) -> Clip:
@@ -216,6 +221,6 @@ def draw_portrait(creature: Creature, background: str | None = None) -> tuple[np
 
 
 def enlarge(canvas: np.ndarray) -> np.ndarray:
-    """Canvases `[..., 16, 16, 3]` or masks `[..., 16, 16]` as video: every pixel becomes 4×4."""
+    """Canvases `[..., 16, 16, 3]` or masks `[..., 16, 16]` as video: every pixel becomes 2×2."""
     axis = -3 if canvas.shape[-1] == 3 else -2
     return canvas.repeat(ENLARGEMENT, axis=axis).repeat(ENLARGEMENT, axis=axis + 1)

@@ -1,0 +1,137 @@
+"""The sprite world, its measure on truth and on noise, its files, and the suite on the embedded model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from videomaker.train.manifest import read_manifest
+
+from videomaker import media
+from videomaker.sprites import world
+from videomaker.sprites.dataset import write_dataset
+from videomaker.sprites.measure import Search, distractors, nearest_motion, score_clip, to_canvas
+
+CLIPS = 64
+
+
+@pytest.fixture(scope="module")
+def clips():
+    rng = np.random.default_rng(5)
+    return [world.random_clip(rng, split="test") for _ in range(CLIPS)]
+
+
+def rate(scores, name):
+    return np.mean([getattr(score, name) for score in scores])
+
+
+def test_the_same_seed_draws_the_same_clip():
+    first, second = (world.random_clip(np.random.default_rng(3), split="train") for _ in range(2))
+    assert first.caption == second.caption
+    for one, other in zip(world.draw_clip(first), world.draw_clip(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_splits_never_share_a_pattern():
+    rng = np.random.default_rng(0)
+    drawn = {
+        split: {world.random_pattern(rng, split=split).tobytes() for _ in range(300)} for split in ("train", "test")
+    }
+    assert not drawn["train"] & drawn["test"]
+    assert all(world.split_of(np.frombuffer(bits, dtype=bool)) == split for split in drawn for bits in drawn[split])
+
+
+@pytest.mark.parametrize("size", world.SIZES)
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_creatures_stay_on_the_canvas_and_on_the_latent_grid(motion, size):
+    creature = world.random_creature(np.random.default_rng(0), split="train")
+    clip = world.Clip(creature, motion, "a blue sea", size)
+    side = world.CREATURE // world.SIZES[size]
+    for position in np.ravel(clip.track):
+        assert 0 <= position <= world.CANVAS - side
+        assert position % world.CELL == 0
+
+
+def test_masks_are_where_the_background_is_covered(clips):
+    frames, masks = world.draw_clip(clips[0])
+    covered = (frames != world.draw_background(clips[0].background)).any(axis=-1)
+    assert not (covered & ~masks).any()
+    assert (masks.sum(axis=(1, 2)) == clips[0].creature.view(size=clips[0].size).silhouette.sum()).all()
+
+
+@pytest.mark.parametrize("reference_background", [None, "a blue sea"])
+def test_the_measure_finds_the_truth(clips, reference_background):
+    rng = np.random.default_rng(1)
+    clips = [clip for clip in clips if clip.background != reference_background]
+    scores = [
+        score_clip(world.enlarge(world.draw_clip(clip)[0]), clip, reference_background=reference_background, rng=rng)
+        for clip in clips
+    ]
+    for name in ("identity", "motion", "background", "size", "temporal_consistency"):
+        assert rate(scores, name) == 1, name
+    assert rate(scores, "copied_background") == rate(scores, "colour_distance") == 0
+    assert rate(scores, "pattern") > 0.9  # a few patterns differ only outside the silhouette
+    assert rate(scores, "dynamic") == np.mean([clip.motion != "standing" for clip in clips])
+
+
+@pytest.mark.parametrize("wrong", ["noise", "another clip"])
+def test_the_measure_is_at_chance_on_the_wrong_video(clips, wrong):
+    rng = np.random.default_rng(2)
+    videos = [world.enlarge(world.draw_clip(clip)[0]) for clip in clips]
+    videos = [rng.integers(0, 256, video.shape) for video in videos] if wrong == "noise" else videos[1:] + videos[:1]
+    scores = [
+        score_clip(video, clip, reference_background=None, rng=rng) for video, clip in zip(videos, clips, strict=True)
+    ]
+    for name, chance in {"identity": 1 / 16, "pattern": 1 / 16, "motion": 1 / 8, "background": 1 / 8}.items():
+        # Four standard deviations of a binomial rate.
+        assert rate(scores, name) < chance + 4 * np.sqrt(chance * (1 - chance) / CLIPS), name
+
+
+def test_a_copied_background_is_noticed(clips):
+    clip = next(clip for clip in clips if clip.background != "a grey city")
+    video = world.enlarge(world.draw_clip(replace(clip, background="a grey city"))[0])
+    score = score_clip(video, clip, reference_background="a grey city", rng=np.random.default_rng(0))
+    assert score.copied_background and not score.background and score.identity
+
+
+def test_the_search_tells_size_side_and_place(clips):
+    for clip in clips[:8]:
+        canvas, _ = world.draw_clip(clip)
+        [found] = Search(canvas.astype(float), world.draw_background(clip.background)).find([clip.creature])
+        assert (found.size, nearest_motion(found)) == (clip.size, clip.motion)
+        np.testing.assert_array_equal(np.stack([found.rows, found.columns], axis=1), clip.track)
+
+
+def test_distractors_share_what_they_should(clips):
+    creature = clips[0].creature
+    for same_palette in (False, True):
+        for other in distractors(creature, np.random.default_rng(0), same_palette=same_palette):
+            np.testing.assert_array_equal(other.silhouette, creature.silhouette)
+            assert np.array_equal(other.palette, creature.palette) == same_palette
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"\[F, 32, 32, 3\]"):
+        to_canvas(np.zeros((8, 64, 64, 3)))
+
+
+def test_the_dataset_is_what_training_reads(tmp_path):
+    manifest = write_dataset(tmp_path, clips=50, seed=4)
+    lines = read_manifest(manifest)
+    assert [line.split for line in lines].count("val") == 1 and lines[-1].split == "val"
+    frames = media.read_frames(tmp_path / lines[0].video)
+    clip = world.random_clip(np.random.default_rng([4, 0]), split="train")
+    assert lines[0].captions == (clip.caption,)
+    assert np.abs(frames.astype(int) - world.enlarge(world.draw_clip(clip)[0])).mean() < 1  # of 255: nearly lossless
+    ref = lines[0].refs[0]
+    left, top, right, bottom = map(int, ref.box)
+    mask = np.asarray(Image.open(tmp_path / ref.mask))
+    assert mask[top:bottom, left:right].any(axis=0).all() and mask.sum() == mask[top:bottom, left:right].sum()
+
+
+def test_an_interrupted_dataset_goes_on(tmp_path):
+    write_dataset(tmp_path, clips=2, seed=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    manifest = write_dataset(tmp_path, clips=4, seed=1)
+    assert len(read_manifest(manifest)) == 4
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
