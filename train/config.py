@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from videomaker.errors import InputError
 
-from .augment import PEOPLE
+from .augment import PEOPLE, Augmentation
 from .dataset import DataConfig
 
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -211,6 +211,69 @@ def smoke() -> TrainConfig:
     )
 
 
+def sprites_vae() -> TrainConfig:
+    """The small autoencoder of the sprite world; the first of the three runs behind the embedded default model."""
+    return replace(
+        _sprites(),
+        task="autoencoder",
+        steps=4000,
+        batch_size=2,
+        micro_batch_size=2,
+        model=ModelConfig(path="runs/sprites-untrained", from_scratch=("vae",)),
+        method=MethodConfig(anchor_weight=1.0),
+        optimizer=OptimizerConfig(4e-3, betas=(0.9, 0.99), warmup_steps=20, schedule="cosine", ema_decay=0.99),
+    )
+
+
+def sprites_base() -> TrainConfig:
+    """Text to video in the sprite world: every parameter, no reference."""
+    return replace(
+        _sprites(),
+        task="text",
+        steps=2000,
+        model=ModelConfig(
+            path="runs/sprites-untrained",
+            vae="runs/sprites-vae/export",
+            from_scratch=("unet",),
+            gradient_checkpointing=False,
+        ),
+        method=MethodConfig(drop_text=0.1, drop_image=0.0, dropped_text="empty"),
+    )
+
+
+def sprites() -> TrainConfig:
+    """PISA and GIRL on the sprite base. So small a base knows too little to stay frozen: every parameter trains."""
+    return replace(
+        _sprites(),
+        steps=40_000,
+        model=ModelConfig(path="runs/sprites-base/export", gradient_checkpointing=False),
+        method=MethodConfig(train_all=True, drop_text=0.05, drop_image=0.05, drop_both=0.05, dropped_text="empty"),
+    )
+
+
+def _sprites() -> TrainConfig:
+    """What the three runs share; `videomaker data sprites --out data/sprites` draws their clips."""
+    return TrainConfig(
+        batch_size=8,
+        micro_batch_size=8,
+        precision="autocast",
+        data=DataConfig(
+            manifest="data/sprites/manifest.jsonl",
+            num_frames=8,
+            frame_stride=1,
+            height=32,
+            width=32,
+            augmentation=Augmentation(flip_probability=0.5, rotation=0, translation=0, scale_min=1, scale_max=1),
+            num_workers=0,
+        ),
+        optimizer=OptimizerConfig(1.5e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="cosine", ema_decay=0.998),
+        zero=ZeroConfig(stage=0),
+        checkpoint=CheckpointConfig(every=500),
+        validation=ValidationConfig(every=500, clips=32, batch_size=32, levels=(300, 500, 700, 900)),
+        sampling=SamplingConfig(every=0),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "paper-human": paper_human,
     "paper-object": paper_object,
@@ -221,6 +284,9 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "ablation-frozen-motion": _ablation(update_motion=False),
     "ablation-no-highlight": ablation_no_highlight,
     "smoke": smoke,
+    "sprites-vae": sprites_vae,
+    "sprites-base": sprites_base,
+    "sprites": sprites,
 }
 
 
