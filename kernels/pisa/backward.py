@@ -158,10 +158,10 @@ def pisa_backward_query(
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
     num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
     query_pointer = head_pointer(q, batch, token, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
-    q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
+    q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
     all_tokens = frame_tokens + num_reference
     gradient_pointer = contiguous_pointer(out_gradient, batch, token, head, all_tokens, H, D)
-    gradient = load_tile(gradient_pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK_Q, False)  # [Q, D]
+    gradient = load_tile(gradient_pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
 
     # The key segments of the tile: frame `index` and the reference, or a group's share of all frames and the reference.
     rows = tl.arange(0, BLOCK_Q)
@@ -182,10 +182,10 @@ def pisa_backward_query(
     accumulator = scale_tile(accumulator, scale, TAIL)
     if SPLIT and is_reference:
         partial_pointer = contiguous_pointer(partials, batch * num_groups + index, first_row, head, num_reference, H, D)
-        store_tile(partial_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(partial_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
     else:
         out_pointer = contiguous_pointer(q_gradient, batch, token, head, all_tokens, H, D)
-        store_tile(out_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(out_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -221,8 +221,8 @@ def pisa_backward_key(
     num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
     key_pointer = head_pointer(k, batch, token, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
     value_pointer = head_pointer(v, batch, token, head, stride_v_batch, STRIDE_V, stride_v_head, ALIGN)
-    k_tile = load_tile(key_pointer, num_rows, STRIDE_K, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
-    v_tile = load_tile(value_pointer, num_rows, STRIDE_V, D, MAIN, TAIL, BLOCK_K, False)  # [K, D]
+    k_tile = load_tile(key_pointer, num_rows, STRIDE_K, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
+    v_tile = load_tile(value_pointer, num_rows, STRIDE_V, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
 
     # Two segments of queries: frame tokens (of one frame or of a group of frames), then reference tokens, whose
     # statistics are those for this frame. The ref/ref block is the last group's.
@@ -251,13 +251,13 @@ def pisa_backward_key(
         group = batch * num_groups + index
         k_pointer = contiguous_pointer(k_partials, group, first_row, head, num_reference, H, D)
         v_pointer = contiguous_pointer(v_partials, group, first_row, head, num_reference, H, D)
-        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL)
-        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
+        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
     else:
         k_pointer = contiguous_pointer(k_gradient, batch, token, head, all_tokens, H, D)
         v_pointer = contiguous_pointer(v_gradient, batch, token, head, all_tokens, H, D)
-        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL)
-        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL)
+        store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
+        store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
 
 
 @triton.jit

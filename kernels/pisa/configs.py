@@ -42,7 +42,7 @@ class Config:
 # family -> kernel -> (largest head dim, config), in order.
 _HOPPER = {
     "forward": [
-        (48, Config(64, 64, num_stages=3, max_registers=128, split_values=False)),
+        (48, Config(64, 64, num_stages=3, max_registers=128)),
         (96, Config(64, 64, num_stages=3, max_registers=168)),
         (192, Config(128, 64, num_warps=8)),
         (256, Config(64, 64, num_warps=8)),

@@ -114,7 +114,7 @@ def pisa_forward(
     rows = tl.arange(0, BLOCK_Q)
     in_range = rows < num_rows
     query_pointer = head_pointer(q, batch, token, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
-    q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, QK_MAIN, QK_TAIL, BLOCK_Q, False)  # [Q, D]
+    q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, QK_MAIN, QK_TAIL, BLOCK_Q, EVEN)  # [Q, D]
 
     # Segments of keys: the reference, then the frame or the frames of the group.
     first_frame, last_frame = group_bounds(index, num_groups, num_frames)
@@ -144,12 +144,11 @@ def pisa_forward(
             if SAVE and (segment > 0 or index == 0):
                 item = batch * (num_frames + 1) + frame
                 pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_reference, H, D)
-                store_tile(pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL)
+                store_tile(pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
                 tl.store(lse_pointer + frame_tokens + frame * num_reference + first_row, joint_lse, mask=in_range)
             # Sums wait in memory: a wide head has no registers for a second accumulator.
             pointer = sum_pointer + tl.where(segment == 0, own_offset, 0)
-            num_added = tl.where(segment > 1, num_rows, 0)
-            add_to_memory(pointer, output, num_rows, num_added, H * D, D, PV_MAIN, PV_TAIL)
+            add_to_memory(pointer, output, segment <= 1, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
             reference_weight += tl.exp2(reference_lse - joint_lse)
             reference_lse = tl.where(segment == 0, own_lse, reference_lse)
             tl.debug_barrier()
@@ -159,17 +158,17 @@ def pisa_forward(
 
     out_pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_reference, H, D)
     if is_reference:
-        own = load_tile(sum_pointer + own_offset, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, False)
-        total = load_tile(sum_pointer, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, False)
+        own = load_tile(sum_pointer + own_offset, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
+        total = load_tile(sum_pointer, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
         total = add_tiles(total, scale_tile(own, reference_weight[:, None], PV_TAIL), PV_TAIL)
         output = scale_tile(total, 1.0 / num_frames, PV_TAIL)
         if SPLIT:
             tl.debug_barrier()
-            store_tile(sum_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL)
+            store_tile(sum_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
         else:
-            store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL)
+            store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
     else:
         output = scale_tile(accumulator, 1.0 / row_sum[:, None], PV_TAIL)
-        store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL)
+        store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
         if SAVE:
             tl.store(lse_pointer + token, row_max + tl.log2(row_sum), mask=in_range)

@@ -75,6 +75,7 @@ class Problem:
     def constants(self, config: Config, groups: int) -> dict[str, object]:
         """Compile-time arguments that all three attention kernels share."""
         q, k, v = self.q, self.k, self.v
+        block = max(config.block_q, config.block_k)
         return {
             "STRIDE_Q": q.stride(1),
             "STRIDE_K": k.stride(1),
@@ -83,6 +84,7 @@ class Problem:
             "D": q.shape[3],
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
+            "EVEN": self.num_tokens % block == 0 and self.num_reference % block == 0,
             "ALIGN": math.gcd(16, *(stride for x in (q, k, v) for stride in x.stride()[:3])),
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             "SPLIT": groups > 1,
@@ -116,10 +118,6 @@ class Problem:
         heads = self.q.shape[0] * self.q.shape[2]
         reference = heads * groups * triton.cdiv(self.num_reference, block)
         return reference, reference + heads * self.num_frames * triton.cdiv(self.num_tokens, block)
-
-    def is_even(self, block: int) -> bool:
-        """Whether loops over tokens in steps of `block` never meet a partial tile."""
-        return self.num_tokens % block == 0 and self.num_reference % block == 0
 
     def partials(self, *leading: int) -> Tensor:
         """Uninitialised fp32 `[B, *leading, M, H, D]`."""
@@ -156,7 +154,7 @@ def run_forward(problem: Problem, save: bool, config: Config) -> tuple[Tensor, T
         q, k, v, out, reference_outputs, lse, partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale * LOG2_E,
         QK_MAIN=qk_main, QK_TAIL=qk_tail, PV_MAIN=pv_main, PV_TAIL=pv_tail,
-        EVEN=problem.is_even(config.block_k), SAVE=save, **problem.constants(config, groups),
+        SAVE=save, **problem.constants(config, groups),
     )  # fmt: skip
     if groups > 1:
         problem.sum_groups(partials, out)
@@ -189,7 +187,7 @@ def run_backward_query(problem: Problem, out_gradient: Tensor, statistics: Tenso
     pisa_backward_query[(programs,)](
         q, k, v, out_gradient, *statistics, gradient, partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
-        MAIN=main, TAIL=tail, EVEN=problem.is_even(config.block_k), **problem.constants(config, groups),
+        MAIN=main, TAIL=tail, **problem.constants(config, groups),
     )  # fmt: skip
     if groups > 1:
         problem.sum_groups(partials, gradient)
@@ -209,7 +207,7 @@ def run_backward_key(
     pisa_backward_key[(programs,)](
         q, k, v, out_gradient, *statistics, *gradients, *partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
-        MAIN=main, TAIL=tail, EVEN=problem.is_even(config.block_q), **problem.constants(config, groups),
+        MAIN=main, TAIL=tail, **problem.constants(config, groups),
     )  # fmt: skip
     if groups > 1:
         for partial, gradient in zip(partials, gradients, strict=True):

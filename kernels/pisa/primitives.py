@@ -73,34 +73,45 @@ def load_tile(
 
 
 @triton.jit
-def store_columns(pointer, tile, num_rows, STRIDE: tl.constexpr, FIRST: tl.constexpr, D: tl.constexpr):
+def store_columns(
+    pointer, tile, num_rows, STRIDE: tl.constexpr, FIRST: tl.constexpr, D: tl.constexpr, EVEN: tl.constexpr
+):
     """One of the two tiles of `store_tile`."""
-    rows = tl.arange(0, tile.shape[0])
+    BLOCK: tl.constexpr = tile.shape[0]
     columns = FIRST + tl.arange(0, tile.shape[1])
-    pointers = pointer + row_offsets(tile.shape[0], STRIDE)[:, None] + columns[None, :]
-    mask = (rows < num_rows)[:, None] & (columns < D)[None, :]
+    pointers = pointer + row_offsets(BLOCK, STRIDE)[:, None] + columns[None, :]
+    mask = (columns < D)[None, :]
+    if not EVEN:
+        mask = (tl.arange(0, BLOCK) < num_rows)[:, None] & mask
     tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_tile(pointer, tile, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr):
-    """Writes the first `num_rows` rows and D columns of a tile `[BLOCK, D]`, rounded to the pointer's dtype."""
-    store_columns(pointer, tile[0], num_rows, STRIDE, 0, D)
+def store_tile(
+    pointer, tile, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Writes D columns of a tile `[BLOCK, D]`, `num_rows` rows of it unless EVEN, rounded to the pointer's dtype."""
+    store_columns(pointer, tile[0], num_rows, STRIDE, 0, D, EVEN)
     if TAIL > 0:
-        store_columns(pointer, tile[1], num_rows, STRIDE, MAIN, D)
+        store_columns(pointer, tile[1], num_rows, STRIDE, MAIN, D, EVEN)
 
 
 @triton.jit
 def add_to_memory(
-    pointer, tile, num_rows, num_added, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr
-):
-    """Stores a tile `[BLOCK, D]` like `store_tile`, adding what the first `num_added` rows in memory hold."""
-    BLOCK: tl.constexpr = tile[0].shape[0]
-    main = tile[0] + load_columns(pointer, num_added, STRIDE, 0, MAIN, D, BLOCK, False)
-    store_columns(pointer, main, num_rows, STRIDE, 0, D)
+    pointer, tile, is_first, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Adds a tile `[BLOCK, D]` to what memory holds, or if it is the first, stores it."""
+    main = tile[0]
+    if not is_first:
+        main += load_columns(pointer, num_rows, STRIDE, 0, MAIN, D, tile[0].shape[0], EVEN)
+    store_columns(pointer, main, num_rows, STRIDE, 0, D, EVEN)
     if TAIL > 0:
-        tail = tile[1] + load_columns(pointer, num_added, STRIDE, MAIN, TAIL, D, BLOCK, False)
-        store_columns(pointer, tail, num_rows, STRIDE, MAIN, D)
+        tail = tile[1]
+        if not is_first:
+            tail += load_columns(pointer, num_rows, STRIDE, MAIN, TAIL, D, tile[1].shape[0], EVEN)
+        store_columns(pointer, tail, num_rows, STRIDE, MAIN, D, EVEN)
 
 
 @triton.jit
