@@ -64,6 +64,9 @@ def test_saving_casts_floating_tensors_only(tmp_path):
     state = read_state_dict(path)
     assert state["a"].dtype == torch.bfloat16 and state["n"].dtype == torch.int64
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode  # safetensors alone would let nobody else read it
 
 
 class _Payload:

@@ -24,7 +24,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = _temporary_sibling(path)
     try:
         yield temporary
-        _sync(temporary)
+        _finish(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
-            _sync(file)
+            _finish(file)
         _swap_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,8 +69,19 @@ def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
 
 
-def _sync(path: Path) -> None:
-    """Flushes a file to disk, so that a crash after the rename cannot leave an empty file under the final name."""
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def _finish(path: Path) -> None:
+    """Flushes a file to disk, so that no crash can leave it empty under its final name, and lets others read it.
+
+    Some libraries (safetensors) write files that only their owner may read, whatever the umask says.
+    """
+    if not path.is_file():
+        return
+    path.chmod(path.stat().st_mode | (0o666 & ~_umask()))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
