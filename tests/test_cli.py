@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tiny_motion_adapter, tiny_pipeline, tiny_unet2d
 from typer.testing import CliRunner
 
@@ -260,6 +261,32 @@ def test_model_of_another_kind(run, tmp_path):
     index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "xl" / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": ["a", "b"]}))
     refused(run("--model", tmp_path / "xl"), "is a StableDiffusionXLPipeline")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "has no tokenizer/"),
+        (lambda folder: (folder / "vae" / "config.json").unlink(), "cannot be loaded"),
+        (
+            lambda folder: os.truncate(folder / "unet" / "diffusion_pytorch_model.safetensors", 9_000),
+            "cannot be loaded",
+        ),
+        (
+            lambda folder: lose_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors"),
+            "lacks 11 tensors of unet",
+        ),
+    ],
+    ids=["no tokenizer", "no config", "cut short", "tensors lost"],
+)
+def test_damaged_model(run, model, tmp_path, damage, words):
+    shutil.copytree(model, tmp_path / "model")
+    damage(tmp_path / "model")
+    refused(run("--model", tmp_path / "model"), words)
+
+
+def lose_tensors(path: Path) -> None:
+    save_file({name: value for name, value in load_file(path).items() if "attn1.to_q" not in name}, path)
 
 
 def test_base_with_motion_adapter_and_weights(run, model, tmp_path):

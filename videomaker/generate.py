@@ -26,6 +26,7 @@ from videomaker.request import Job, ModelSpec, Recipe, Settings
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
 # What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
 _GENERATION_KEYS = {
@@ -99,6 +100,7 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
         pipe = VideoMakerPipeline.from_pretrained(model_folder(spec.source), **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model {spec.source!r} cannot be loaded: {error}") from error
+    _check_complete(pipe, spec)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
@@ -118,6 +120,7 @@ def _check_model(spec: ModelSpec) -> None:
             f"unknown model {spec.source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
         ) from error
     unet = (index.get("unet") or [None, None])[1]
+    missing = [part for part in _PARTS if not (model_folder(spec.source) / part).is_dir()]
     if unet not in ("UNet2DConditionModel", "UNetMotionModel") or "text_encoder_2" in index:
         kind = index.get("_class_name")
         raise InputError(f"model {spec.source!r} is a {kind}: give a VideoMaker or a Stable Diffusion 1.5 folder")
@@ -125,6 +128,16 @@ def _check_model(spec: ModelSpec) -> None:
         raise InputError(
             f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
         )
+    if missing:
+        raise InputError(f"model {spec.source!r} has no {missing[0]}/: fetch the whole folder again")
+
+
+def _check_complete(pipe: VideoMakerPipeline, spec: ModelSpec) -> None:
+    """Refuses a model whose files lack tensors; diffusers leaves those without values."""
+    for part in ("unet", "vae", "text_encoder"):
+        missing = [name for name, parameter in getattr(pipe, part).named_parameters() if parameter.is_meta]
+        if missing:
+            raise InputError(f"model {spec.source!r} lacks {len(missing)} tensors of {part}, such as {missing[0]}")
 
 
 def _adapter_folder(folder: str) -> str:
