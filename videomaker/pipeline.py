@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
@@ -18,6 +20,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from .attention import install_pisa
 from .denoising import guided_noise
 from .errors import InputError
+from .memory import frames_at_once
+from .posteriors import PosteriorCache
+from .static_step import Approximations, StaticSampler, decode_pictures, denoising_step, prepare_unet
 from .weights import CoverageReport, load_into, read_state_dict
 
 # AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
@@ -28,8 +33,13 @@ ANIMATEDIFF_SCHEDULE = {
     "steps_offset": 1,
 }
 
+if TYPE_CHECKING:
+    from .compiled import Bucket, CompiledPipeline, CompileReport
+
 Images = PipelineImageInput
 Generators = torch.Generator | list[torch.Generator]
+# (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
+Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class VideoMakerPipeline(AnimateDiffPipeline):
@@ -43,6 +53,10 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             as in `AnimateDiffPipeline`. The motion adapter's weights move into the UNet; it is not kept twice.
         attention_backend: of `videomaker.kernels.pisa_attention`.
         reference_cross_attention: whether the reference takes part in text cross-attention (a row of Table 3).
+
+    Attributes:
+        approximations: opt-in trades of exactness for speed, exact by default.
+        compiled: what `compile` made, or None.
     """
 
     def __init__(
@@ -66,6 +80,9 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             attention_backend=attention_backend, reference_cross_attention=reference_cross_attention
         )
         self.reference_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True)
+        self.posteriors = PosteriorCache()
+        self.approximations = Approximations()
+        self.compiled: CompiledPipeline | None = None
         self._install_pisa()
 
     def _install_pisa(self) -> None:
@@ -93,7 +110,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         """
         adapter = kwargs.get("motion_adapter")
         if isinstance(adapter, (str, os.PathLike)):
-            dtype = {"torch_dtype": kwargs["torch_dtype"]} if "torch_dtype" in kwargs else {}
+            dtype = {name: kwargs[name] for name in ("torch_dtype", "dtype") if name in kwargs}
             kwargs["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtype)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if adapter is not None and "scheduler" not in kwargs:
@@ -110,6 +127,21 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             InputError: the checkpoint cannot be read, holds none of the trained tensors, or does not fit the UNet.
         """
         return load_into(self.unet, read_state_dict(path))
+
+    def compile(self, buckets: Iterable[Bucket] | None = None, **options: Any) -> CompileReport:
+        """Compiles the text encoder, the denoising step and the VAE decoder for declared shapes.
+
+        Args:
+            buckets: the shapes; by default one video of 16 frames in the size that the UNet was trained for.
+            options: of `videomaker.compiled.compile_pipeline`.
+
+        Raises:
+            InputError: this pipeline cannot be compiled; the message says what to undo.
+        """
+        from .compiled import Bucket, compile_pipeline
+
+        side = self.unet.config.sample_size * self.vae_scale_factor
+        return compile_pipeline(self, buckets or [Bucket(height=side, width=side)], **options)
 
     def load_ip_adapter(self, *args, **kwargs) -> None:
         """As in diffusers; the PISA layers stay as they are."""
@@ -153,7 +185,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         clip_skip: int | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-        decode_chunk_size: int = 16,
+        decode_chunk_size: int | None = None,
     ) -> AnimateDiffPipelineOutput | tuple:
         """Makes videos of the subject in `reference_image` as `prompt` describes.
 
@@ -178,7 +210,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: whether to return an `AnimateDiffPipelineOutput` rather than a tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in diffusers.
-            decode_chunk_size: frames that the VAE decodes at once.
+            decode_chunk_size: most frames that the VAE decodes at once; None goes by the free memory.
 
         Returns:
             The videos: a list of lists of PIL images, or `[B, F, …]` as `output_type` says.
@@ -237,20 +269,33 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Text embeddings: `[2B, L, E]` under guidance, the negative prompts first; else `[B, L, E]`."""
-        if isinstance(prompt, list) and isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt] * len(prompt)
-        text, negative = self.encode_prompt(
-            prompt,
-            self._execution_device,
-            num_videos_per_prompt,
-            self.do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            lora_scale=(self.cross_attention_kwargs or {}).get("scale"),
-            clip_skip=self.clip_skip,
+        text, negative = prompt_embeds, negative_prompt_embeds
+        if text is None:
+            prompts = prompt if isinstance(prompt, list) else [prompt]
+            text = self._encode_prompts(prompts, self.clip_skip)
+        if self.do_classifier_free_guidance and negative is None:
+            negative = self._encode_prompts(_one_for_each(negative_prompt or "", len(text)), clip_skip=None)
+        halves = [negative, text] if self.do_classifier_free_guidance else [text]
+        dtype = (self.text_encoder or self.unet).dtype
+        embeds = [half.to(self._execution_device, dtype) for half in halves]
+        return torch.cat([half.repeat_interleave(num_videos_per_prompt, dim=0) for half in embeds])
+
+    def _encode_prompts(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor:
+        """Embeddings `[B, L, E]`. Each different prompt is encoded once and alone: the same numbers in any batch."""
+        lora_scale = (self.cross_attention_kwargs or {}).get("scale")
+        encode = partial(
+            self.encode_prompt,
+            device=self._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            lora_scale=lora_scale,
+            clip_skip=clip_skip,
         )
-        return torch.cat([negative, text]) if self.do_classifier_free_guidance else text
+        # Skipping layers asks the text encoder for other outputs, which is not what was compiled.
+        eager = torch.compiler.set_stance("force_eager") if clip_skip else nullcontext()
+        with eager:
+            embeds = {text: encode(text)[0] for text in dict.fromkeys(prompts)}
+        return torch.cat([embeds[text] for text in prompts])
 
     def encode_reference(
         self,
@@ -273,10 +318,9 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             return reference.repeat_interleave(num_videos_per_prompt, dim=0)
         references = _references_per_prompt(reference_image, isinstance(prompt, list), num_prompts)
         pixels = self.reference_processor.preprocess(list(chain.from_iterable(references)), height, width)
-        posterior = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist
         mean, std = (
             x.unflatten(0, (num_prompts, -1)).transpose(1, 2).repeat_interleave(num_videos_per_prompt, dim=0)
-            for x in (posterior.mean, posterior.std)
+            for x in self.posteriors(self.vae, pixels, device)
         )
         noise = randn_tensor(mean.shape, generator=generator, device=device, dtype=mean.dtype)
         return ((mean + std * noise) * self.vae.config.scaling_factor).to(dtype)
@@ -305,34 +349,82 @@ class VideoMakerPipeline(AnimateDiffPipeline):
                 latents, timesteps = self._apply_free_init(
                     latents, iteration, num_inference_steps, device, latents.dtype, generator
                 )
-            self._num_timesteps = len(timesteps)
-            for i, t in enumerate(self.progress_bar(timesteps)):
-                if self.interrupt:
-                    break
-                noise = guided_noise(
-                    self.unet, self.scheduler.scale_model_input(latents, t), reference, t, text, guidance,
-                    cross_attention_kwargs=self.cross_attention_kwargs, added_cond_kwargs=added_cond_kwargs,
-                )  # fmt: skip
-                latents = self.scheduler.step(noise, t, latents, **step_kwargs).prev_sample
-                if callback is not None:
-                    latents, text = self._run_callback(callback, callback_inputs, i, t, latents, text)
+            step = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
+            latents = self._denoise_once(step, timesteps, latents, text, guidance, callback, callback_inputs)
         return latents
 
-    def decode(self, latents: torch.Tensor, output_type: str | None = "pil", chunk_size: int = 16):
+    def _denoise_once(
+        self, step: Step, timesteps, latents, text, guidance, callback: Callable | None, callback_inputs: list[str]
+    ) -> torch.Tensor:
+        self._num_timesteps = len(timesteps)
+        guided_steps = math.ceil(self.approximations.guidance_until * len(timesteps))
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                break
+            if i == guided_steps and guidance is not None:
+                text, guidance = text.chunk(2)[1], None
+            latents = step(i, latents, text, guidance)
+            if callback is not None:
+                guided = guidance is not None
+                latents, text = self._run_callback(callback, callback_inputs, i, t, latents, text, guided)
+        return latents
+
+    def _sampler(
+        self,
+        timesteps: torch.Tensor,
+        reference: torch.Tensor,
+        step_kwargs: dict[str, Any],
+        added_cond_kwargs: dict[str, Any] | None,
+    ) -> Step:
+        """What makes one step, static where the pipeline can be."""
+        reuse_every = self.approximations.reuse_every
+        adapted = added_cond_kwargs is not None or bool(self.cross_attention_kwargs)
+        if adapted and self.approximations != Approximations():
+            raise InputError("approximations do not go with an IP-Adapter or cross_attention_kwargs; leave one out")
+        if (self.compiled is None and reuse_every == 1) or adapted:
+            return partial(self._eager_step, timesteps, reference, step_kwargs, added_cond_kwargs)
+        prepare_unet(self.unet)
+        run = partial(denoising_step, self.unet) if self.compiled is None else self.compiled.step
+        return StaticSampler(
+            self.unet, self.scheduler, timesteps, reference, step_kwargs, run=run, reuse_every=reuse_every
+        )
+
+    def _eager_step(
+        self, timesteps, reference, step_kwargs, added_cond_kwargs, index: int, latents, text, guidance
+    ) -> torch.Tensor:
+        t = timesteps[index]
+        noise = guided_noise(
+            self.unet, self.scheduler.scale_model_input(latents, t), reference, t, text, guidance,
+            cross_attention_kwargs=self.cross_attention_kwargs, added_cond_kwargs=added_cond_kwargs,
+        )  # fmt: skip
+        return self.scheduler.step(noise, t, latents, **step_kwargs).prev_sample
+
+    def decode(self, latents: torch.Tensor, output_type: str | None = "pil", chunk_size: int | None = None):
         """Frames from latents `[B, C, F, h, w]`, as `output_type` says; `"latent"` gives them back."""
         if output_type == "latent":
             return latents
         video = self.decode_latents(latents.to(self.vae.dtype), chunk_size)
         return self.video_processor.postprocess_video(video=video, output_type=output_type)
 
-    def _run_callback(self, callback: Callable, names: list[str], step: int, t, latents, text):
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int | None = None) -> torch.Tensor:
+        """Pictures `[B, 3, F, H, W]` in float32 from latents `[B, C, F, h, w]`, decoded in equal chunks of frames."""
+        rows = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)
+        size = decode_chunk_size or frames_at_once(self.vae, rows)
+        size = max(n for n in range(1, min(size, len(rows)) + 1) if len(rows) % n == 0)
+        decode = partial(decode_pictures, self.vae) if self.compiled is None else self.compiled.decode
+        pictures = torch.cat([decode(chunk).float() for chunk in rows.split(size)])
+        return pictures.unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+
+    def _run_callback(self, callback: Callable, names: list[str], step: int, t, latents, text, guided: bool):
         """Runs `callback` as diffusers does: it sees the named tensors and may return others in their place."""
-        negative, positive = text.chunk(2) if self.do_classifier_free_guidance else (None, text)
+        negative, positive = text.chunk(2) if guided else (None, text)
         tensors = {"latents": latents, "prompt_embeds": positive, "negative_prompt_embeds": negative}
         changed = callback(self, step, t, {name: tensors[name] for name in names})
+        if not {"prompt_embeds", "negative_prompt_embeds"} & {*names, *changed}:
+            return changed.get("latents", latents), text
         tensors.update({name: changed[name] for name in tensors if name in changed})
         halves = (tensors["negative_prompt_embeds"], tensors["prompt_embeds"])
-        return tensors["latents"], torch.cat(halves) if self.do_classifier_free_guidance else halves[1]
+        return tensors["latents"], torch.cat(halves) if guided else halves[1]
 
     def _prepare_guidance(self, scale: float | list[float], num_prompts: int, num_videos_per_prompt: int):
         """Guidance scales as `[B, 1, 1, 1, 1]`, or None when no video asks for guidance."""
@@ -434,6 +526,13 @@ def _per_prompt(images: list, batched: bool, num_prompts: int) -> list[list]:
             f"{len(images)} reference images for {num_prompts} prompts; give one for all, or one (or a list) for each"
         )
     return [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
+
+
+def _one_for_each(text: str | list[str], count: int) -> list[str]:
+    texts = text if isinstance(text, list) else [text] * count
+    if len(texts) != count:
+        raise InputError(f"{len(texts)} negative prompts for {count} prompts; give one, or one for each")
+    return texts
 
 
 def _check_generators(generator: Generators | None, num_videos: int) -> None:

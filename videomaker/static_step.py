@@ -9,15 +9,16 @@ Letters: B videos, C channels, F frames, R references, H heads of size D, N toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers import DDIMScheduler, SchedulerMixin, UNetMotionModel
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from .attention import PisaAttnProcessor, fuse_pisa_projections, fused_projections
+from .attention import fuse_pisa_projections, fused_projections, is_spatial_self_attention
 from .denoising import apply_guidance
 from .errors import InputError
 
@@ -65,7 +66,7 @@ class TextAttnProcessor(AttnProcessor2_0):
     ) -> torch.Tensor:
         """Maps hidden states `[B·(F+R), N, C]` to the same shape; the text is that of `project_text`."""
         if not isinstance(encoder_hidden_states, dict):
-            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, **kwargs)
         key, value = encoder_hidden_states[self.name]  # [B, H, L, D] each
         rows = hidden_states.unflatten(0, (key.shape[0], -1))
         layout = getattr(self.replaced, "layout", None)  # of FramesOnlyCrossAttnProcessor
@@ -105,7 +106,8 @@ def prepare_unet(unet: UNetMotionModel) -> None:
     """
     fuse_pisa_projections(unet)
     for name, attn in _attention_layers(unet):
-        if isinstance(attn.processor, (PisaAttnProcessor, TextAttnProcessor, FusedSelfAttnProcessor)):
+        ready = isinstance(attn.processor, (TextAttnProcessor, FusedSelfAttnProcessor))
+        if ready or is_spatial_self_attention(name):
             continue
         if not isinstance(attn.processor, AttnProcessor2_0):
             kind = type(attn.processor).__name__
@@ -196,7 +198,8 @@ def denoising_step(
     guidance: torch.Tensor | None,
     text: TextStates,
     inner: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keep_inner: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The guided prediction `ε` (eq. 6) and the scheduler's update, `weights[0]·latents + weights[1]·ε`.
 
     Args:
@@ -208,6 +211,7 @@ def denoising_step(
         guidance: `[B, 1, 1, 1, 1]`, or None for no guidance, which costs half.
         text: of `project_text`; with guidance for 2B videos, the negative prompts first.
         inner: as in `unet_forward`.
+        keep_inner: whether to return the inner blocks' output, which is large, rather than None.
 
     Returns:
         The updated latents, contiguous, and the inner blocks' output.
@@ -222,10 +226,65 @@ def denoising_step(
     noise = noise[:, :, :num_frames].float()
     if guidance is not None:
         noise = apply_guidance(noise, guidance)
-    return (weights[0] * latents + weights[1] * noise).to(latents.dtype).contiguous(), inner
+    updated = (weights[0] * latents.float() + weights[1] * noise).to(latents.dtype)
+    return updated.contiguous(), inner if keep_inner else None
 
 
-def is_linear_ddim(scheduler: SchedulerMixin, step_kwargs: dict[str, Any]) -> bool:
+class StaticSampler:
+    """The steps of one pass over a schedule: keeps what stays the same from step to step.
+
+    Args:
+        unet: of `prepare_unet`.
+        scheduler: after `set_timesteps`. DDIM's update runs inside the step, any other scheduler's after it.
+        timesteps: `[S]`.
+        reference: `[B, C, R, h, w]`.
+        step_kwargs: further arguments of the scheduler's `step`.
+        run: `denoising_step` with the UNet bound, compiled or not.
+        reuse_every: of `Approximations`.
+    """
+
+    def __init__(
+        self,
+        unet: UNetMotionModel,
+        scheduler: SchedulerMixin,
+        timesteps: torch.Tensor,
+        reference: torch.Tensor,
+        step_kwargs: dict[str, Any],
+        *,
+        run: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+        reuse_every: int = 1,
+    ):
+        self._unet, self._scheduler, self._run = unet, scheduler, run
+        self._timesteps, self._reference, self._step_kwargs = timesteps, reference, step_kwargs
+        self._reuse_every = reuse_every
+        self._linear = _is_linear_ddim(scheduler, step_kwargs)
+        weights = ddim_weights(scheduler, timesteps) if self._linear else torch.tensor([[0.0, 1.0]] * len(timesteps))
+        self._weights = weights.to(reference.device)
+        self._text = self._states = self._inner = None
+
+    def __call__(
+        self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Latents `[B, C, F, h, w]` after step `index`, for text and guidance as in `denoising.guided_noise`."""
+        if text is not self._text:
+            self._text, self._states, self._inner = text, project_text(self._unet, text), None
+        t = self._timesteps[index]
+        output, self._inner = self._run(
+            latents if self._linear else self._scheduler.scale_model_input(latents, t),
+            self._reference,
+            t.float().reshape(1).to(latents.device),
+            self._weights[index],
+            guidance,
+            self._states,
+            self._inner if index % self._reuse_every else None,
+            self._reuse_every > 1,
+        )
+        if self._linear:
+            return output
+        return self._scheduler.step(output, t, latents, **self._step_kwargs).prev_sample
+
+
+def _is_linear_ddim(scheduler: SchedulerMixin, step_kwargs: dict[str, Any]) -> bool:
     """Whether the scheduler's update is DDIM's without noise or clipping, linear in the latents and the prediction."""
     config = scheduler.config
     return (
@@ -236,7 +295,7 @@ def is_linear_ddim(scheduler: SchedulerMixin, step_kwargs: dict[str, Any]) -> bo
 
 
 def ddim_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """`[S, 2]`: the weights of `x_t` and `ε` in `x_{t-1}`, one row a step (https://arxiv.org/abs/2010.02502, eq. 12)."""
+    """Weights `[S, 2]` of `x_t` and `ε` in `x_{t-1}`, one row a step (arXiv 2010.02502, eq. 12)."""
     timesteps = timesteps.cpu()
     previous = timesteps - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     alphas = scheduler.alphas_cumprod.double().cpu()
@@ -245,3 +304,8 @@ def ddim_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Ten
     of_latents = (alpha_previous / alpha).sqrt()
     of_noise = (1 - alpha_previous).sqrt() - of_latents * (1 - alpha).sqrt()
     return torch.stack([of_latents, of_noise], dim=1).float()
+
+
+def decode_pictures(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures `[B·F, 3, H, W]` from unscaled latents `[B·F, C, h, w]`."""
+    return vae.decode(latents, return_dict=False)[0]

@@ -1,0 +1,109 @@
+"""What `torch.compile` made, in a folder: a process that loads it starts without compiling.
+
+Nothing of it depends on weights. It is tied to the device, the versions, the precision and the architecture, and is
+refused where one of them differs. It is machine code and pickles, as torch writes them: whoever can write the folder
+can run code in the process that loads it. The checksum finds damage, not malice: a folder that everybody may write to
+is refused, and you should load only what you made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .environment import machine, versions
+from .errors import InputError
+from .files import atomic_directory
+
+if TYPE_CHECKING:
+    from .pipeline import VideoMakerPipeline
+
+logger = logging.getLogger(__name__)
+
+KEY_FILE = "key.json"
+CODE_FILE = "compiled.bin"
+
+
+def save(folder: str | os.PathLike, pipe: VideoMakerPipeline, mode: str = "default") -> Path:
+    """Writes what this process compiled, after `pipe.compile` with the same `mode`.
+
+    Raises:
+        InputError: nothing has been compiled.
+        OSError: the folder cannot be written.
+    """
+    saved = torch.compiler.save_cache_artifacts()
+    if saved is None:
+        raise InputError("nothing was compiled in this process; call compile() before saving")
+    key = {**describe(pipe, mode), "sha256": hashlib.sha256(saved[0]).hexdigest()}
+    with atomic_directory(folder) as temporary:
+        (temporary / CODE_FILE).write_bytes(saved[0])
+        (temporary / KEY_FILE).write_text(json.dumps(key, indent=2) + "\n")
+    return Path(folder)
+
+
+def load(folder: str | os.PathLike, pipe: VideoMakerPipeline, mode: str = "default") -> str:
+    """Hands the folder's code to torch's caches, for `pipe.compile` with the same `mode`.
+
+    Returns:
+        `"loaded"`, or `"refused: …"` with the reason; then everything is compiled as without a folder.
+    """
+    reason = _read(Path(folder), describe(pipe, mode))
+    if reason is None:
+        return "loaded"
+    logger.warning("compiled code in %s is refused: %s; compiling instead", folder, reason)
+    return f"refused: {reason}"
+
+
+def _read(folder: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        key = json.loads((folder / KEY_FILE).read_text())
+        code = (folder / CODE_FILE).read_bytes()
+        if any(path.stat().st_mode & stat.S_IWOTH for path in (folder, folder / CODE_FILE, folder / KEY_FILE)):
+            return "everybody may write to it"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read ({error})"
+    for name, value in expected.items():
+        if key.get(name) != value:
+            return f"it was made for {name} {key.get(name)!r}, here it is {value!r}"
+    if hashlib.sha256(code).hexdigest() != key.get("sha256"):
+        return "it is damaged, its checksum differs"
+    return None if torch.compiler.load_cache_artifacts(code) is not None else "torch cannot read it"
+
+
+def describe(pipe: VideoMakerPipeline, mode: str) -> dict[str, Any]:
+    """What compiled code depends on."""
+    device = pipe.device
+    configs = [pipe.unet.config, pipe.vae.config, pipe.text_encoder.config.to_dict()]
+    architecture = json.dumps([dict(config) for config in configs], sort_keys=True, default=str)
+    return {
+        "device": device.type,
+        "processor": machine(device)["processor"] if device.type == "cuda" else _cpu(),
+        "capability": list(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "cuda": torch.version.cuda or torch.version.hip,
+        **versions(),
+        "dtype": str(pipe.unet.dtype),
+        "vae_dtype": str(pipe.vae.dtype),
+        "mode": mode,
+        "architecture": hashlib.sha256(architecture.encode()).hexdigest()[:16],
+    }
+
+
+def _cpu() -> str:
+    """The CPU's model and instruction sets: code made with -march=native stops on a CPU that lacks one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = dict(line.split(":", 1) for line in lines if line.startswith(("model name", "flags", "Features")))
+    named = {name.strip(): value.strip() for name, value in named.items()}
+    flags = named.get("flags") or named.get("Features", "")
+    return f"{named.get('model name', platform.machine())} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
