@@ -115,6 +115,14 @@ def generate(
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep idle parts in main memory: for small GPUs.", rich_help_panel=_MODEL)
     ] = False,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile for these videos first: for many at once.", rich_help_panel=_MODEL),
+    ] = False,
+    artifacts: Annotated[
+        Path | None,
+        typer.Option(help="With --compile: what videomaker warmup saved.", rich_help_panel=_MODEL),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps.", show_default="30", rich_help_panel=_VIDEO)
     ] = None,
@@ -207,11 +215,15 @@ def generate(
         combine=combine,
     )
     recipe = request.Recipe(
-        request.ModelSpec(model or "default", motion_adapter, weights, dtype, device, attention_backend, offload),
+        request.ModelSpec(
+            model or "default", motion_adapter, weights, dtype, device, attention_backend, offload, compile
+        ),
         request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
         request.Output(file_format, upscale),
     )
-    _generate_jobs(jobs, recipe, batch_size, overwrite)
+    if artifacts is not None and not compile:
+        raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
+    _generate_jobs(jobs, recipe, batch_size, overwrite, artifacts)
     if contact_sheet:
         typer.echo(_write_contact_sheet(output, jobs))
 
@@ -226,7 +238,7 @@ def _refuse_other_options(context: typer.Context) -> None:
             raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
 
 
-def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None:
+def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool, artifacts: Path | None) -> None:
     prepared = _prepare(recipe)
     from videomaker.generate import make_videos, pending_jobs
     from videomaker.terminal import video_progress
@@ -240,7 +252,8 @@ def _generate_jobs(jobs: list, recipe, batch_size: int, overwrite: bool) -> None
             typer.echo(job.path)
     try:
         with video_progress(len(pending), prepared.recipe.settings.steps) as advance:
-            for job in make_videos(prepared, pending, batch_size=batch_size, on_step=advance):
+            videos = make_videos(prepared, pending, batch_size=batch_size, on_step=advance, artifacts=artifacts)
+            for job in videos:
                 finished += 1
                 print(job.path, flush=True)  # typer.echo would write into the progress bar
     except KeyboardInterrupt:
@@ -289,6 +302,48 @@ def _write_contact_sheet(output: Path, jobs: list) -> Path:
     sheet = output.with_suffix(".sheet.png") if one_file else output / "contact-sheet.png"
     write_contact_sheet(sheet, jobs)
     return sheet
+
+
+@app.command(no_args_is_help=True)
+def warmup(
+    save: Annotated[Path, typer.Option(help="The folder to write; replaced if it is there.")],
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.", show_default="as trained")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="as trained")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.", show_default="as trained")] = None,
+    batch_size: Annotated[list[int], typer.Option(min=1, help="Videos at once; repeatable.")] = [1],  # noqa: B006
+    references: Annotated[int, typer.Option(min=1, help="Pictures of each subject.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="A folder in the diffusers format, or 'default'.", rich_help_panel=_MODEL)
+    ] = "default",
+    motion_adapter: Annotated[
+        str | None, typer.Option(help="AnimateDiff's folder, when the model is an SD 1.5 base.", rich_help_panel=_MODEL)
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        typer.Option(help="auto: float16 on CUDA, else float32.", rich_help_panel=_MODEL),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto: CUDA, else MPS, else the CPU.", rich_help_panel=_MODEL)] = "auto",
+) -> None:
+    """Compile for declared shapes and save the result for generate --compile --artifacts.
+
+    What is saved fits this device and these versions, and any weights. It
+    is machine code: use only what you made.
+    """
+    from videomaker import request
+
+    recipe = request.Recipe(
+        request.ModelSpec(model, motion_adapter, dtype=dtype, device=device),
+        request.Settings(width=width, height=height, frames=frames),
+    )
+    prepared = _prepare(recipe)
+    from videomaker import artifacts
+    from videomaker.compiled import Bucket
+
+    settings = prepared.recipe.settings
+    shape = (settings.frames, settings.height, settings.width)
+    report = prepared.pipe.compile([Bucket(*shape, size, references) for size in batch_size])
+    typer.echo(report, err=True)
+    typer.echo(artifacts.save(save, prepared.pipe))
 
 
 @app.command()

@@ -227,6 +227,7 @@ def make_videos(
     *,
     batch_size: int = 1,
     on_step: Callable[[int], None] | None = None,
+    artifacts: Path | None = None,
 ) -> Iterator[Job]:
     """Makes videos and writes each with its record.
 
@@ -235,6 +236,7 @@ def make_videos(
         jobs: of `pending_jobs`.
         batch_size: videos that go through the model together.
         on_step: called after every denoising step with the number of videos in it.
+        artifacts: of `videomaker warmup`, where the recipe asks for compiling.
 
     Yields:
         Each job when its video is complete.
@@ -245,12 +247,29 @@ def make_videos(
     """
     pipe, recipe = prepared.pipe, prepared.recipe
     warn_of_cut_prompts(pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt])
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    compile_for(prepared, batches, artifacts)
+    for batch in batches:
         videos = render(pipe, batch, recipe.settings, on_step)
         for index, (job, frames) in enumerate(zip(batch, videos, strict=True)):
             write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, prepared.digests))
             yield job
+
+
+def compile_for(prepared: Prepared, batches: Sequence[Sequence[Job]], artifacts: Path | None = None) -> None:
+    """Compiles the pipeline for the shapes of `batches`, where the recipe asks for it.
+
+    Raises:
+        InputError: the pipeline cannot be compiled.
+    """
+    if not (prepared.recipe.model.compile and batches):
+        return
+    from videomaker.compiled import Bucket
+
+    settings = prepared.recipe.settings
+    shape = (settings.frames, settings.height, settings.width)
+    buckets = [Bucket(*shape, len(batch), len(batch[0].references), settings.guidance > 1) for batch in batches]
+    logger.info("%s", prepared.pipe.compile(buckets, saved=artifacts))
 
 
 def _is_done(job: Job, prepared: Prepared) -> bool:
@@ -369,6 +388,7 @@ def replay(
     record.check_digests(old, prepared.digests)
     _check_writable(path.parent)
     torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
+    compile_for(prepared, [jobs])
     frames = render(prepared.pipe, jobs, prepared.recipe.settings, on_step)[index]
     new = record.make_record(jobs, index, prepared.recipe, prepared.digests)
     write_result(path, frames, prepared.recipe, new)

@@ -36,6 +36,7 @@ class ModelSpec:
         device: `"auto"` (CUDA, else MPS, else the CPU) or a name that torch knows.
         attention_backend: of `videomaker.kernels.pisa_attention`.
         offload: whether parts of the model wait in main memory until their turn, for small GPUs.
+        compile: whether the model is compiled for the shapes of the videos.
     """
 
     source: str = "default"
@@ -45,6 +46,7 @@ class ModelSpec:
     device: str = "auto"
     attention_backend: str = "auto"
     offload: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,257 @@
+"""The static step, its graphs and their artifacts, against the eager pipeline."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from tiny import tiny_pipeline
+from torch._dynamo.utils import counters
+
+from videomaker import InputError, artifacts
+from videomaker.attention import install_pisa
+from videomaker.compiled import Bucket, StaticGraph
+from videomaker.denoising import guided_noise
+from videomaker.memory import PeakMemory, decoder_bytes_per_frame, module_bytes
+from videomaker.static_step import Approximations, ddim_weights, denoising_step, prepare_unet, project_text
+
+pytestmark = pytest.mark.timeout(1800)  # the C++ compiler takes its time on a busy machine
+
+FRAMES, SIZE, STEPS = 3, 32, 3
+# The promise of `compile`: relative error against eager in float32, where a sum in another order errs by about 1e-6.
+TOLERANCE = 1e-4
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
+
+
+def run(pipe, seeds=(0,), **changes):
+    """Videos with a prompt, a reference, a guidance scale and a generator of their own."""
+    settings = {
+        "prompt": [f"a fox {seed}" for seed in seeds],
+        "reference_image": [picture(seed) for seed in seeds],
+        "guidance_scale": [2.0 + seed for seed in seeds],
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "num_frames": FRAMES,
+        "height": SIZE,
+        "width": SIZE,
+        "num_inference_steps": STEPS,
+        "output_type": "pt",
+    }
+    return pipe(**{**settings, **changes}).frames
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((ours - exact).norm() / exact.norm()).item()
+
+
+def one_level_pipeline():
+    """The smallest pipeline that has every kind of block: less to compile."""
+    return tiny_pipeline(
+        down_block_types=("CrossAttnDownBlockMotion",),
+        up_block_types=("CrossAttnUpBlockMotion",),
+        block_out_channels=(16,),
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    pipe = one_level_pipeline()
+    pipe.compile([Bucket(num_frames=FRAMES, height=SIZE, width=SIZE, batch=2)])
+    return pipe
+
+
+@pytest.fixture
+def eager():
+    return one_level_pipeline()
+
+
+def test_a_compiled_batch_is_what_each_request_gives_alone(compiled, eager):
+    videos = run(compiled, seeds=(1, 2))
+    for video, seed in zip(videos, (1, 2), strict=True):
+        assert relative_error(video, run(eager, seeds=(seed,))[0]) < TOLERANCE
+
+
+def test_ten_different_requests_compile_nothing(compiled):
+    graphs = counters["stats"]["unique_graphs"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for i in range(10):
+            run(compiled, seeds=(i, 9 - i), num_inference_steps=1 + i % 3, negative_prompt="dull" * i)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+def test_another_scheduler_runs_through_the_same_graph(compiled, eager, monkeypatch):
+    for pipe in (compiled, eager):
+        monkeypatch.setattr(pipe, "scheduler", DPMSolverMultistepScheduler.from_config(pipe.scheduler.config))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        ours = run(compiled, seeds=(1, 2))
+    assert relative_error(ours, run(eager, seeds=(1, 2))) < TOLERANCE
+
+
+def test_weights_changed_after_compiling_are_used(compiled, eager):
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k.weight"
+    before = compiled.unet.get_parameter(name).clone()
+    with torch.no_grad():
+        for pipe in (compiled, eager):
+            pipe.unet.get_parameter(name).mul_(-3)
+    try:
+        assert relative_error(run(compiled, seeds=(1, 2)), run(eager, seeds=(1, 2))) < TOLERANCE
+    finally:
+        with torch.no_grad():
+            compiled.unet.get_parameter(name).copy_(before)
+
+
+def test_an_undeclared_shape_runs_eagerly_and_says_what_it_costs(compiled, eager, caplog):
+    with torch.compiler.set_stance("fail_on_recompile"):
+        ours = run(compiled, num_frames=2)
+    assert relative_error(ours, run(eager, num_frames=2)) < TOLERANCE
+    assert "1x4x2x16x16, not a declared shape" in caplog.text and "compiling took up to" in caplog.text
+
+
+def test_a_moved_pipeline_is_refused(compiled, monkeypatch):
+    monkeypatch.setattr(compiled.unet.conv_in, "weight", torch.nn.Parameter(compiled.unet.conv_in.weight.clone()))
+    monkeypatch.setattr(compiled.compiled, "_weights", compiled.unet.conv_in.weight)
+    with pytest.raises(InputError, match="moved or cast"):
+        run(compiled)
+
+
+def test_artifacts_fit_or_are_refused_with_the_reason(compiled, tmp_path, monkeypatch):
+    folder = artifacts.save(tmp_path / "saved", compiled)
+    assert artifacts.load(folder, compiled) == "loaded"
+    assert "mode" in artifacts.load(folder, compiled, mode="max-autotune-no-cudagraphs")
+    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "0.0"})
+    assert "made for torch" in artifacts.load(folder, compiled)
+    monkeypatch.undo()
+    code = folder / artifacts.CODE_FILE
+    code.write_bytes(code.read_bytes()[:-1])
+    assert "damaged" in artifacts.load(folder, compiled)
+    folder.chmod(0o777)
+    assert "everybody" in artifacts.load(folder, compiled)
+    assert "cannot be read" in artifacts.load(tmp_path / "absent", compiled)
+
+
+def test_artifacts_spare_the_compiler(tmp_path):
+    """A graph that another process compiled comes from its artifacts, not from the compiler."""
+    from torch._inductor.utils import fresh_cache
+
+    def graph():
+        torch._dynamo.reset()
+        counters.clear()
+        static = StaticGraph("the VAE decoder", pipe.vae.post_quant_conv, mode="default")
+        static.open = True
+        static(torch.ones(1, 4, 16, 16))
+        return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
+
+    pipe = tiny_pipeline().to(torch.float64)  # no other test compiles for it
+    with torch.no_grad():
+        with fresh_cache():
+            assert graph() == (0, 1)
+            folder = artifacts.save(tmp_path / "saved", pipe)
+        with fresh_cache():
+            assert artifacts.load(folder, pipe) == "loaded"
+            assert graph() == (1, 0)
+
+
+@pytest.mark.parametrize("height", [8, 9], ids=["even", "odd"])
+@pytest.mark.parametrize("with_reference", [True, False], ids=["text-for-all", "text-for-frames"])
+def test_static_step_is_the_guided_prediction_and_the_schedulers_update(height, with_reference):
+    pipe = tiny_pipeline()
+    unet, scheduler = pipe.unet, pipe.scheduler
+    install_pisa(unet, reference_cross_attention=with_reference)
+    scheduler.set_timesteps(2)
+    latents, reference = torch.randn(2, 4, FRAMES, height, 8), torch.randn(2, 4, 2, height, 8)
+    text, guidance = torch.randn(4, 7, 16), torch.tensor([3.0, 8.0]).view(2, 1, 1, 1, 1)
+    weights = ddim_weights(scheduler, scheduler.timesteps)
+    with torch.no_grad():
+        for i, t in enumerate(scheduler.timesteps):
+            noise = guided_noise(unet, latents, reference, t, text, guidance)
+            expected = scheduler.step(noise, t, latents).prev_sample
+            prepare_unet(unet)
+            states = project_text(unet, text)
+            ours, _ = denoising_step(unet, latents, reference, t.reshape(1), weights[i], guidance, states)
+            assert relative_error(ours, expected) < 1e-5
+
+
+def test_reused_inner_blocks_run_at_every_other_step_only(eager):
+    exact = run(eager, num_inference_steps=8)
+    calls = []
+    eager.unet.mid_block.register_forward_hook(lambda *_: calls.append(1))
+    eager.approximations = Approximations(reuse_every=2)
+    ours = run(eager, num_inference_steps=8)
+    assert len(calls) == 4
+    assert 0 < relative_error(ours, exact) < 0.1
+
+
+def test_guidance_that_ends_early_halves_the_rest(eager):
+    exact = run(eager)
+    rows = []
+    eager.unet.conv_in.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    eager.approximations = Approximations(guidance_until=0.3)
+    ours = run(eager)
+    assert rows == [2 * (FRAMES + 1), FRAMES + 1, FRAMES + 1]  # the first of three steps is guided
+    assert 0 < relative_error(ours, exact) < 0.5
+    with pytest.raises(InputError, match="fraction"):
+        Approximations(guidance_until=1.5)
+
+
+def test_prompts_and_references_that_come_again_are_encoded_once(eager):
+    texts, pictures = [], []
+    eager.text_encoder.register_forward_hook(lambda *_: texts.append(1))
+    eager.vae.encoder.register_forward_pre_hook(lambda _, inputs: pictures.append(len(inputs[0])))
+    first = run(eager, seeds=(1, 2), negative_prompt="dull")
+    assert len(texts) == 3 and pictures == [2]
+    again = run(eager, seeds=(1, 2), negative_prompt="dull")
+    assert pictures == [2] and torch.equal(again, first)
+    other_seed = run(eager, seeds=(1, 2), generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)])
+    assert pictures == [2] and relative_error(other_seed, first) > 1e-3
+
+
+def test_offloaded_parts_are_not_compiled(eager):
+    eager.vae._hf_hook = object()
+    with pytest.raises(InputError, match="vae is offloaded"):
+        eager.compile()
+
+
+def test_full_size_with_offload_fits_twelve_gigabytes(monkeypatch):
+    """Stable Diffusion 1.5, 16 frames of 512×512, half precision, one part at a time on the card; counted on "meta"."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    from sd15 import sd15_pipeline
+
+    def empty(*shape):
+        return torch.empty(*shape, device="meta", dtype=torch.float16)
+
+    def peak(module, call):
+        with torch.no_grad(), PeakMemory() as memory:
+            call()
+        return module_bytes(module) + memory.peak
+
+    pipe = sd15_pipeline(device="meta", dtype=torch.float16)
+    frame = empty(1, 4, 64, 64)
+    step = peak(
+        pipe.unet,
+        lambda: guided_noise(
+            pipe.unet,
+            frame.unsqueeze(2).expand(-1, -1, 16, -1, -1),
+            frame.unsqueeze(2),
+            500,
+            empty(2, 77, 768),
+            empty(1),
+        ),
+    )
+    decoding = peak(pipe.vae, lambda: pipe.vae.decode(frame))
+    encoding = peak(pipe.vae, lambda: pipe.vae.encode(empty(1, 3, 512, 512)))
+    context = 1e9  # of the driver, and the libraries' workspaces
+    assert max(step, decoding, encoding) + context < 12e9
+    assert decoding < module_bytes(pipe.vae) + decoder_bytes_per_frame(pipe.vae, 64, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_graphs_give_the_numbers_of_eager():
+    eager, ours = one_level_pipeline().to("cuda"), one_level_pipeline().to("cuda")
+    ours.compile([Bucket(num_frames=FRAMES, height=SIZE, width=SIZE, batch=2)])
+    for seeds in ((1, 2), (3, 4)):
+        assert relative_error(run(ours, seeds=seeds), run(eager, seeds=seeds)) < 10 * TOLERANCE  # TF32 convolutions
