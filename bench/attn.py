@@ -2,12 +2,13 @@
 
     python bench/attn.py                        everything this GPU can run, the correctness gate first
     python bench/attn.py --device cpu           the portable backend on a CPU
-    python bench/attn.py --quick --json out.json --plot out.png
+    python bench/attn.py --case 2,16,4096,4096,40 --json out.json --plot out.png
 
 Prints one table per case and, last, one line of JSON.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -125,6 +126,8 @@ class Gate:
                     results = evaluate(rival.attend, *qkv, grad_out, **self.case.options)
         except Exception as error:
             return f"cannot run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        if not all(torch.isfinite(x).all() for x in results):
+            return "a NaN or an infinity in the output or a gradient"
         found = errors([self._part(x) for x in results], self.exact, self.case.num_ref_tokens)
         return "; ".join(failures(found, self.naive, self.band)) or None
 
@@ -185,12 +188,12 @@ def time_rival(rival: Rival, case: Case, dtype: torch.dtype, limits: Limits, opt
     return records
 
 
-def run_case(case: Case, dtype: torch.dtype, limits: Limits, options: argparse.Namespace, main: bool) -> list[dict]:
-    """Gate, then time, every rival that takes part in this case."""
+def run_case(case: Case, dtype: torch.dtype, limits: Limits, options: argparse.Namespace, slow: bool) -> list[dict]:
+    """Gate, then time, every rival; those that start slowly only when there is time for them."""
     gate = Gate(case, dtype, options.device)
     records = []
     for rival in rivals(options.device, dtype):
-        if rival.slow_start and not main:
+        if rival.slow_start and not slow:
             continue
         reason = gate.wrong(rival)
         try:
@@ -216,7 +219,7 @@ def print_case(case: Case, dtype: torch.dtype, records: list[dict]) -> None:
     """A table for people."""
     print(f"\n{case}, {str(dtype).removeprefix('torch.')}")
     header = ("", "path", "median ms", "p20", "p80", "MiB", "TFLOP/s", "dense-eq.", "% of limit", "ours is")
-    layout = "{:<9}{:<24}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>11}{:>9}"
+    layout = "{:<9}{:<24}{:>10}{:>11}{:>11}{:>7}{:>9}{:>10}{:>11}{:>8}"
     print(layout.format(*header))
     for direction in DIRECTIONS:
         for r in (r for r in records if r.get("direction") == direction):
@@ -239,24 +242,55 @@ def print_limits(limits: Limits, header: dict[str, object]) -> None:
     print("TFLOP/s: what the path computes. dense-eq.: what the usual path would compute in that time.")
 
 
+def cases(options: argparse.Namespace) -> tuple[list[Case], list[Case]]:
+    """The main cases, with all rivals, and the others."""
+    if options.case:
+        return options.case, []
+    return main_cases(options.device), [] if options.quick else more_cases(options.device)
+
+
 def run(options: argparse.Namespace) -> dict[str, object]:
     """The whole report as a dictionary, printed as it goes."""
     start, dtype = time.monotonic(), DTYPES[options.dtype]
     header = environment(options.device)
     limits = Limits.of(options.device, dtype)
     print_limits(limits, header)
-    main = main_cases(options.device)
+    main, more = cases(options)
     report = {"environment": header, "limits": asdict(limits), "results": [], "skipped": []}
-    for case in main + ([] if options.quick else more_cases(options.device)):
-        if time.monotonic() - start > options.budget:
+    for case in main + more:
+        elapsed = time.monotonic() - start
+        if elapsed > options.budget:
             report["skipped"].append(str(case))
             continue
-        records = run_case(case, dtype, limits, options, main=case in main)
+        records = run_case(case, dtype, limits, options, slow=case in main and elapsed < options.budget / 2)
         print_case(case, dtype, records)
         report["results"] += records
+        save(report, options.json)
     if report["skipped"]:
         print(f"\nSkipped {len(report['skipped'])} cases: the budget of {options.budget:.0f} s was spent.")
+    print_headline(report, ours(options.device), main)
     return report
+
+
+def print_headline(report: dict[str, object], path: str, cases: list[Case]) -> None:
+    """Our speed-up over the best other path in each main case."""
+    print()
+    for direction, case in itertools.product(DIRECTIONS, cases):
+        timed = [r for r in report["results"] if r.get("direction") == direction and Case(**r["case"]) == case]
+        others = [r for r in timed if r["path"] != path and "our_speedup" in r]
+        if others:
+            best = min(others, key=lambda r: r["median_ms"])
+            print(f"{path} {direction}: {best['our_speedup']:.2f}x the speed of {best['path']} at {case}")
+
+
+def save(report: dict[str, object], file: Path | None) -> None:
+    """Write what there is so far, complete or not at all."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.replace(file)
 
 
 def plot(report: dict[str, object], file: Path) -> None:
@@ -301,6 +335,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     parser.add_argument("--quick", action="store_true", help="the main cases only")
+    parser.add_argument("--case", action="append", type=_case, metavar="B,F,N,M,D", help="this case only; repeatable")
     parser.add_argument("--seconds", type=float, default=0.5, help="of measuring per path, case and direction")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report here")
@@ -313,6 +348,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--device cuda: this machine has no CUDA device that torch can use; try --device cpu")
     options.dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
     return options
+
+
+def _case(text: str) -> Case:
+    try:
+        case = Case(*(int(number) for number in text.split(",")))
+        assert min(case.batch, case.num_frames, case.frame_tokens, case.head_dim, 1 + case.num_ref_tokens) > 0
+    except (TypeError, ValueError, AssertionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not five positive numbers such as 2,16,4096,4096,40") from None
+    return case
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -328,13 +372,10 @@ def main(arguments: list[str] | None = None) -> int:
             report = run(options)
     else:
         report = run(options)
-    line = json.dumps(report)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    save(report, options.json)
     if options.plot:
         plot(report, options.plot)
-    print(line)
+    print(json.dumps(report))
     return 0 if any("median_ms" in r and r["path"] == ours(options.device) for r in report["results"]) else 1
 
 
