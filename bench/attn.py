@@ -183,7 +183,7 @@ def time_rival(rival: Rival, case: Case, dtype: torch.dtype, limits: Limits, opt
             | {"direction": direction, **asdict(timing), "peak_mib": peak_memory(calls_of_turn[0], device)}
             | {"tflops": actual, "dense_equivalent_tflops": case.operations(direction, dense=True) / seconds / 1e12}
             | {"limit_tflops": limit, "percent_of_limit": 100 * useful / limit["limit"]}
-            | ({"while_running": gpu_state(device)} if device.type == "cuda" else {})
+            | ({"gpu_right_after": gpu_state(device)} if device.type == "cuda" else {})
         )
     return records
 

@@ -16,6 +16,7 @@ gate = functools.lru_cache(maxsize=1)(functools.partial(attn.Gate, dtype=DTYPE, 
 @pytest.mark.parametrize("rival", rivals(DEVICE, DTYPE), ids=lambda rival: rival.name)
 @pytest.mark.parametrize("case", attn.main_cases(DEVICE), ids=str)
 def test_attention(benchmark: object, case: attn.Case, rival: Rival, direction: str) -> None:
+    """Time one path; those that are wrong or cannot run are skipped with the reason."""
     if rival.forward_only and direction != "forward":
         pytest.skip(f"{rival.name} is measured forward only")
     wrong = gate(case).wrong(rival)
