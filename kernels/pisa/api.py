@@ -63,8 +63,8 @@ def pisa_attention(
 def choose_backend(q: Tensor | None = None, backend: str = "auto") -> tuple[str, str]:
     """The backend that `pisa_attention(q, ..., backend=backend)` runs, and why.
 
-    Without `q`, answers for half precision and head dim 64 on the first GPU, or for float32 on the CPU.
-    Raises ValueError for a backend that does not exist or cannot run.
+    Without `q`, answers for half precision on the first GPU, or for float32 on the CPU. Raises ValueError for a
+    backend that does not exist or cannot run.
     """
     q = _probe() if q is None else q
     if backend == "auto":
@@ -132,7 +132,6 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: 
             f"T = {q.shape[1]} is not num_frames·N + num_ref_tokens with N >= 1, "
             f"num_frames = {num_frames}, num_ref_tokens = {num_ref_tokens}"
         )
-
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
 

@@ -27,7 +27,7 @@ def pisa_partials(
     if num_ref_tokens == 0:
         q_f, k_f, v_f = (x.unflatten(1, (num_frames, -1)).flatten(0, 1).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q_f, k_f, v_f, scale=scale)
-        return out.transpose(1, 2).reshape(q.shape)
+        return out.transpose(1, 2).reshape(q.shape).contiguous()
     return partials_forward(q, k, v, num_frames, num_ref_tokens, scale, kernel)[0]
 
 
