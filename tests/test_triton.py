@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from videomaker.kernels.pisa import configs, op
+from videomaker.kernels.pisa import autotune, configs, op
 from videomaker.kernels.pisa.naive import pisa_naive
 from videomaker.kernels.testing import poisoned_memory
 
@@ -165,6 +165,40 @@ def test_tuned_configurations_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch
         assert configs.choose_config("forward", **shape, **tokens) == usual
     finally:
         configs.tuned_configs.cache_clear()
+
+
+def test_autotune_takes_the_fastest_that_is_exact(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    configs.tuned_configs.cache_clear()
+    usual, faster, wrong = configs.Config(32, 32), configs.Config(16, 32), configs.Config(32, 16)
+    seconds = {usual: 3.0, faster: 2.0, wrong: 1.0}
+    monkeypatch.setattr(autotune, "KERNELS", ("forward",))
+    monkeypatch.setattr(autotune, "candidates", lambda kernel: list(seconds))
+    monkeypatch.setattr(autotune, "_median_seconds", lambda problem, kernel, config: seconds[config])
+    run_forward = op.run_forward
+
+    def run_forward_wrong_for_one(problem: op.Problem, save: bool, config: configs.Config) -> tuple[Tensor, ...]:
+        out, *saved = run_forward(problem, save, config)
+        return out * (1.01 if config == wrong else 1), *saved
+
+    monkeypatch.setattr(op, "run_forward", run_forward_wrong_for_one)
+    try:
+        q, k, v = (x.detach() for x in fused_inputs())
+        found = autotune.autotune(q, k, v, num_frames=FRAMES, num_ref_tokens=REFERENCE)
+        assert found == {"forward": faster}
+        configs.tuned_configs.cache_clear()
+        assert list(configs.tuned_configs().values()) == [faster]
+    finally:
+        configs.tuned_configs.cache_clear()
+
+
+def test_spilling_configurations_are_not_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "_refused", set())
+    shape = {"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 40, "num_tokens": 64}
+    capped = configs.choose_config("forward", **shape, num_reference=64)
+    assert capped.max_registers == 128
+    configs.refuse("forward", 40, capped)
+    assert configs.choose_config("forward", **shape, num_reference=64).max_registers is None
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ sm_90, and then as many programs per multiprocessor as registers and shared memo
 import functools
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +44,8 @@ _HOPPER = {
     "forward": [
         (48, Config(64, 64, num_stages=3, max_registers=128)),
         (96, Config(64, 64, num_stages=3, max_registers=168)),
-        (192, Config(128, 64, num_warps=8)),
+        (128, Config(128, 64, num_warps=8)),
+        (192, Config(64, 32, num_stages=3)),
         (256, Config(64, 64, num_warps=8)),
     ],
     "backward_query": [
@@ -99,10 +100,25 @@ def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) ->
 def choose_config(
     kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
 ) -> Config:
-    """What was tuned for such shapes on this GPU, else the table's entry."""
+    """What was tuned for such shapes on this GPU, else the table's entry; neither if its machine code spills."""
     key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_reference)
-    tuned = tuned_configs().get(key)
-    return tuned or table_config(kernel, gpu_family(device), head_dim, dtype)
+    usual = table_config(kernel, gpu_family(device), head_dim, dtype)
+    uncapped = replace(usual, max_registers=None)
+    candidates = (tuned_configs().get(key), usual)
+    return next((config for config in candidates if config and not is_refused(kernel, head_dim, config)), uncapped)
+
+
+_refused: set[tuple[str, int, Config]] = set()
+
+
+def refuse(kernel: str, head_dim: int, config: Config) -> None:
+    """Stops choosing a configuration whose machine code spills registers."""
+    _refused.add((kernel, head_dim, config))
+
+
+def is_refused(kernel: str, head_dim: int, config: Config) -> bool:
+    """Whether `refuse` was called."""
+    return (kernel, head_dim, config) in _refused
 
 
 def tuning_key(

@@ -2,14 +2,16 @@
 
 import functools
 import math
+import os
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from .backward import pisa_backward_key, pisa_backward_query, pisa_row_statistics
-from .configs import Config, choose_config, frame_groups, head_widths
+from .configs import Config, choose_config, frame_groups, head_widths, refuse
 from .forward import pisa_forward
 from .primitives import sum_groups
 
@@ -21,7 +23,8 @@ LOG2_E = math.log2(math.e)
 def pisa_triton(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float) -> Tensor:
     """PISA attention by the fused kernels; see `pisa_attention` for the arguments, which are validated already.
 
-    Under autocast q, k and v are cast as by PyTorch's own attention. The second derivative is not implemented.
+    Under autocast q, k and v are cast as by PyTorch's own attention. The second derivative is not implemented. With
+    VIDEOMAKER_AUTOTUNE=1 in the environment, the first call for a shape family tunes the kernels (minutes).
     """
     dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -29,6 +32,10 @@ def pisa_triton(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens
         q, k, v = q.float(), k.float(), v.float()
     if scale < 0:  # the kernels take the maximum before they scale
         q, scale = -q, -scale
+    if os.environ.get("VIDEOMAKER_AUTOTUNE") == "1" and not torch.compiler.is_compiling():
+        from .autotune import autotune_once
+
+        autotune_once(q, k, v, num_frames, num_ref_tokens, scale)
     save = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     return _forward(q, k, v, num_frames, num_ref_tokens, scale, save)[0].to(dtype)
 
@@ -102,6 +109,11 @@ class Problem:
             num_reference=self.num_reference,
         )
 
+    def refuse_spills(self, kernel: str, config: Config, compiled: CompiledKernel | None) -> None:
+        """Stops using a configuration that spills on this GPU; its results are right, but slow."""
+        if compiled is not None and compiled.n_spills:  # the interpreter compiles nothing
+            refuse(kernel, self.q.shape[3], config)
+
     def groups(self, block: int) -> int:
         """Number of groups of frames for tiles of `block` rows."""
         return frame_groups(
@@ -150,12 +162,13 @@ def run_forward(problem: Problem, save: bool, config: Config) -> tuple[Tensor, T
     reference_programs, programs = problem.programs(config.block_q, groups)
     qk_main, qk_tail = head_widths(q.shape[3])
     pv_main, pv_tail = head_widths(q.shape[3], split=config.split_values)
-    pisa_forward[(programs,)](
+    compiled = pisa_forward[(programs,)](
         q, k, v, out, reference_outputs, lse, partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale * LOG2_E,
         QK_MAIN=qk_main, QK_TAIL=qk_tail, PV_MAIN=pv_main, PV_TAIL=pv_tail,
         SAVE=save, **problem.constants(config, groups),
     )  # fmt: skip
+    problem.refuse_spills("forward", config, compiled)
     if groups > 1:
         problem.sum_groups(partials, out)
     return out, reference_outputs, lse
@@ -184,11 +197,12 @@ def run_backward_query(problem: Problem, out_gradient: Tensor, statistics: Tenso
     gradient, partials = q.new_empty(q.shape), problem.partials(groups if groups > 1 else 0)
     reference_programs, programs = problem.programs(config.block_q, groups)
     main, tail = head_widths(q.shape[3])
-    pisa_backward_query[(programs,)](
+    compiled = pisa_backward_query[(programs,)](
         q, k, v, out_gradient, *statistics, gradient, partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
         MAIN=main, TAIL=tail, **problem.constants(config, groups),
     )  # fmt: skip
+    problem.refuse_spills("backward_query", config, compiled)
     if groups > 1:
         problem.sum_groups(partials, gradient)
     return gradient
@@ -204,11 +218,12 @@ def run_backward_key(
     partials = [problem.partials(groups if groups > 1 else 0) for _ in gradients]
     reference_programs, programs = problem.programs(config.block_k, groups)
     main, tail = head_widths(q.shape[3])
-    pisa_backward_key[(programs,)](
+    compiled = pisa_backward_key[(programs,)](
         q, k, v, out_gradient, *statistics, *gradients, *partials, *problem.outer_strides,
         reference_programs, *problem.sizes, groups, problem.scale, problem.scale * LOG2_E,
         MAIN=main, TAIL=tail, **problem.constants(config, groups),
     )  # fmt: skip
+    problem.refuse_spills("backward_key", config, compiled)
     if groups > 1:
         for partial, gradient in zip(partials, gradients, strict=True):
             problem.sum_groups(partial, gradient)
