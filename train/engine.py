@@ -222,11 +222,20 @@ def gather_trained(engine, kind: str = "weights") -> dict[str, torch.Tensor]:
 def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    if engine.zero_optimization_stage() == 0 and not hasattr(parameter, "_hp_mapping"):
-        return engine.basic_optimizer.state[parameter]["ema"] if kind == "ema" else parameter
+    if engine.zero_optimization_stage() == 0:
+        master = _unpartitioned_masters(engine).get(parameter, parameter)
+        return engine.basic_optimizer.state[master]["ema"] if kind == "ema" else master
     if kind == "ema":
         return safe_get_full_optimizer_state(parameter, "ema")
     return safe_get_full_fp32_param(parameter)
+
+
+def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
+    """Without ZeRO: the fp32 master of every half-precision parameter; in fp32 a parameter is its own."""
+    if not hasattr(engine.optimizer, "fp32_groups"):
+        return {}
+    pairs = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+    return {half: master for halves, masters in pairs for half, master in zip(halves, masters, strict=True)}
 
 
 def set_average(engine, average: dict[str, torch.Tensor]) -> None:

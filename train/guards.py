@@ -6,10 +6,15 @@ import faulthandler
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
+from typing import Any
+
+import psutil
+from torch import distributed as dist
 
 from .config import GuardConfig
 
@@ -34,7 +39,8 @@ class StopRequest:
 class Watchdog:
     """A thread that ends this process when no step finishes for `seconds`, and asks to stop when the launcher died.
 
-    It watches between `__enter__` and `__exit__`. A collective that waits for a lost rank never returns and cannot be interrupted from Python, hence the exit.
+    It watches between `__enter__` and `__exit__`. A collective that waits for a lost rank never returns and cannot be
+    interrupted from Python, hence the exit.
     """
 
     def __init__(self, seconds: float, stop: StopRequest):
@@ -73,6 +79,39 @@ class Watchdog:
         )
         faulthandler.dump_traceback(file=sys.stderr)
         os._exit(EXIT_HANG)
+
+
+class Peers:
+    """Who takes part, so that a broken connection can be told as the rank that is gone. All ranks make one at once."""
+
+    def __init__(self):
+        self._host = socket.gethostname()
+        self._ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(self._ranks, (self._host, os.getpid()))
+
+    def explain(self, error: RuntimeError) -> str:
+        """One line for a collective that failed: the ranks of this host that no longer run, and what to do."""
+        gone = [
+            f"rank {rank} (process {process} on {host})"
+            for rank, (host, process) in enumerate(self._ranks)
+            if host == self._host and not _runs(process)
+        ]
+        who = ", ".join(gone) or "a rank on another host"
+        reason = str(error).strip().splitlines()[0][:200]
+        return f"lost {who}; its own output says why. Start again with checkpoint.resume=auto ({reason})"
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether this is how Gloo or NCCL say that a peer is gone."""
+    text = str(error)
+    return any(sign in text for sign in ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL"))
 
 
 class LossGuard:

@@ -48,29 +48,40 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(config) -> None:
     """Runs `config` to its end on this rank, or until it is asked to stop."""
-    import json
-
     from torch import distributed as dist
-    from videomaker.train.config import save_config
     from videomaker.train.engine import set_numerics, start_distributed
     from videomaker.train.export import export_run
-    from videomaker.train.guards import StopRequest
-    from videomaker.train.trainer import Trainer
+    from videomaker.train.guards import Peers, StopRequest, is_lost_connection
+    from videomaker.train.trainer import Trainer, TrainingFailed
 
     stop = StopRequest()
     device = start_distributed()
     set_numerics(config, device)
-    trainer = Trainer(config, device)
-    if trainer.rank == 0:
-        folder = Path(config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(save_config(config), encoding="utf-8")
-        (folder / "deepspeed.json").write_text(json.dumps(trainer.ds_json, indent=2), encoding="utf-8")
-    finished = trainer.run(stop)
-    dist.barrier()
+    peers = Peers()
+    try:
+        trainer = Trainer(config, device)
+        if trainer.rank == 0:
+            _write_run_folder(config, trainer.ds_json)
+        finished = trainer.run(stop)
+        dist.barrier()
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            raise TrainingFailed(peers.explain(error)) from error
+        raise
     dist.destroy_process_group()
     if finished and trainer.rank == 0:
         print(f"exported {export_run(Path(config.output))}")
+
+
+def _write_run_folder(config, ds_json: dict) -> None:
+    import json
+
+    from videomaker.train.config import save_config
+
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(save_config(config), encoding="utf-8")
+    (folder / "deepspeed.json").write_text(json.dumps(ds_json, indent=2), encoding="utf-8")
 
 
 def _fail(error: Exception, code: int) -> int:
