@@ -32,7 +32,7 @@ install: $(READY)  ## .venv with the package (editable), training and developmen
 
 demo: $(READY)   ## one video from an embedded model and a bundled picture: outputs/demo
 	$(PY) -P -m videomaker generate --reference videomaker/assets --prompt videomaker/assets/prompts.txt \
-		--combine pairs --contact-sheet --output outputs/demo
+		--combine pairs --contact-sheet --overwrite --output outputs/demo
 
 test: export HF_HUB_OFFLINE = 1
 # Tiny models on several threads wait for each other more than they compute.
