@@ -1,6 +1,7 @@
 """The static step, its graphs and their artifacts, against the eager pipeline."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from tiny import tiny_pipeline
 from torch._dynamo.utils import counters
+from typer.testing import CliRunner
 
-from videomaker import InputError, artifacts
+from videomaker import InputError, VideoMakerPipeline, artifacts, generate, request
 from videomaker.attention import install_pisa
+from videomaker.cli import app
 from videomaker.compiled import Bucket, StaticGraph
 from videomaker.denoising import guided_noise
 from videomaker.memory import PeakMemory, decoder_bytes_per_frame, module_bytes
@@ -213,6 +216,29 @@ def test_offloaded_parts_are_not_compiled(eager):
     eager.vae._hf_hook = object()
     with pytest.raises(InputError, match="vae is offloaded"):
         eager.compile()
+
+
+def test_generate_declares_the_shapes_of_its_batches(tmp_path):
+    asked = []
+    pipe = SimpleNamespace(compile=lambda buckets, saved: asked.append((buckets, saved)))
+    settings = request.Settings(frames=4, height=32, width=48, guidance=1.0)
+    recipe = request.Recipe(request.ModelSpec(compile=True), settings)
+    job = request.Job((tmp_path / "a.png", tmp_path / "b.png"), "a fox", 0, tmp_path / "fox.mp4")
+    generate.compile_for(generate.Prepared(pipe, recipe, {}), [[job, job], [job]], tmp_path)
+    shapes = [Bucket(4, 32, 48, batch, num_references=2, guidance=False) for batch in (2, 1)]
+    assert asked == [(shapes, tmp_path)]
+
+
+def test_warmup_saves_what_it_compiled_for_each_batch(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(VideoMakerPipeline, "compile", lambda self, buckets: asked.extend(buckets))
+    monkeypatch.setattr(artifacts, "save", lambda folder, pipe: folder)
+    arguments = ["--save", tmp_path / "saved", "--frames", 4, "--width", 32, "--height", 32]
+    arguments += ["--batch-size", 1, "--batch-size", 3, "--device", "cpu"]
+    result = CliRunner().invoke(app, ["warmup", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert asked == [Bucket(4, 32, 32, batch=1), Bucket(4, 32, 32, batch=3)]
+    assert str(tmp_path / "saved") in result.output
 
 
 def test_full_size_with_offload_fits_twelve_gigabytes(monkeypatch):
