@@ -240,9 +240,10 @@ def pisa_backward_key(
             first_query = frame_tokens
             row = frame_tokens + tl.where(is_reference, num_frames, index) * num_reference
             num_queries = tl.where(is_reference & (last_frame < num_frames), 0, num_reference)
+        offset = tl.multiple_of(statistics + row, 16 if EVEN else 1)
         k_accumulator, v_accumulator = accumulate_key_gradients(
             k_accumulator, v_accumulator, k_tile, v_tile, queries, gradients,
-            row_lse + statistics + row, row_delta + statistics + row,
+            row_lse + offset, row_delta + offset,
             first_query, num_queries, scale_log2,
             STRIDE_Q, H * D, D, MAIN, TAIL, BLOCK_Q, EVEN, PRECISION,
         )  # fmt: skip

@@ -43,7 +43,8 @@ class Config:
 _HOPPER = {
     "forward": [
         (48, Config(64, 64, num_stages=3, max_registers=128)),
-        (96, Config(64, 64, num_stages=3, max_registers=168)),
+        (80, Config(64, 64, num_stages=3, max_registers=168)),
+        (96, Config(64, 64)),
         (128, Config(128, 64, num_warps=8)),
         (192, Config(64, 32, num_stages=3)),
         (256, Config(64, 64, num_warps=8)),
@@ -56,25 +57,28 @@ _HOPPER = {
         (256, Config(64, 32, num_warps=8)),
     ],
     "backward_key": [
+        (48, Config(64, 64, max_registers=168)),
         (64, Config(64, 64)),
         (96, Config(32, 64, num_stages=3)),
         (128, Config(64, 64, num_warps=8)),
-        (256, Config(32, 64, num_warps=8)),
+        (192, Config(32, 64, num_warps=8)),
+        (256, Config(16, 64, num_warps=8)),
     ],
 }
 # mma.sync instead of wgmma, and 99 KiB of shared memory on the smaller of these chips.
 _AMPERE = {
-    "forward": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))],
+    "forward": [(64, Config(64, 32, num_stages=3)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))],
     "backward_query": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(32, 32))],
     "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
 }
+_CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (256, Config(16, 32))]}
 TABLE = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
     "sm_100": _HOPPER,
     "sm_120": _AMPERE,
-    "gfx9": _AMPERE,
+    "gfx9": _CDNA,
 }
 # Without tensor cores (float32, unless torch allows tf32) a dot unrolls into single multiplications: small tiles.
 _FLOAT32 = Config(32, 32)
