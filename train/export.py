@@ -74,7 +74,7 @@ def export_run(
         out: the file or folder to write; default in `folder/export`.
         dtype: "bf16", "fp16" or "fp32"; by default bf16, and fp32 for what the next training starts from.
         ema: the moving average of the weights, or not; `None`: if the run kept one.
-        whole: a pipeline folder for a run of task `subject` as well.
+        whole: a pipeline folder for a run of task `subject` as well, as one that trained everything always gives.
         report: hears about damaged checkpoints.
 
     Raises:
@@ -89,7 +89,7 @@ def export_run(
         raise InputError(f"{folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999")
     task = run.config.task
     state, card = run.weights(ema), model_card(run, dtype=dtype, ema=ema)
-    if task == "subject" and not whole:
+    if task == "subject" and not (whole or run.config.method.train_all):
         return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
     with atomic_directory(out) as temporary:

@@ -369,6 +369,48 @@ def convert(
 
 
 @app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and videos.png.")] = Path("outputs/evaluation"),
+    suite: Annotated[
+        Literal["sprites"], typer.Option(help="The sprite world: no pretrained network needed.")
+    ] = "sprites",
+    model: Annotated[str, typer.Option(help="'default' (small, embedded) or a folder made like it.")] = "default",
+    clips: Annotated[int, typer.Option(min=2, help="Unseen creatures, each with a prompt.")] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    reference: Annotated[
+        Literal["white", "raw", "none"],
+        typer.Option(help="Creatures on white, on a background that is not the prompt's, or no reference at all."),
+    ] = "white",
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
+) -> None:
+    """Measure subject fidelity, motion and background where the truth is known."""
+    import json
+
+    from videomaker.terminal import console, quiet_libraries
+
+    quiet_libraries()
+    from videomaker.evaluate import SpriteSuite, contact_sheet, evaluate_sprites
+    from videomaker.files import atomic_path
+    from videomaker.generate import generation_defaults, load_pipeline, model_folder, resolve_model
+    from videomaker.request import ModelSpec
+
+    settings, _ = generation_defaults(model_folder(model))
+    task = SpriteSuite(
+        clips, seed, steps or settings.steps or 30, guidance or settings.guidance or 8.0, reference=reference
+    )
+    pipe = load_pipeline(resolve_model(ModelSpec(source=model, dtype="float32")))
+    with console().status("Evaluating") as status:
+        results, videos = evaluate_sprites(pipe, task, on_videos=lambda n: status.update(f"{n} of {clips} videos"))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(out / "videos.png") as path:
+        contact_sheet(task, videos).save(path)
+    typer.echo(json.dumps(results, indent=2))
+
+
+@app.command()
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -515,6 +557,18 @@ def data_highlight(
     detect, segment = GroundingDino(detector, settings, device=device), Sam(segmenter, device=device)
     count, dropped = highlight_manifest(manifest, out, detect, segment, prompt=prompt, settings=settings)
     _report(f"{count} clips in {out}", dropped)
+
+
+@data_app.command("sprites")
+def data_sprites(
+    out: Annotated[Path, typer.Option(help="Folder for the videos, references, masks and manifest.jsonl.")],
+    clips: Annotated[int, typer.Option(min=1, help="How many; one in fifty is held out as 'val'.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""
+    from videomaker.sprites.dataset import write_dataset
+
+    typer.echo(write_dataset(out, clips=clips, seed=seed))
 
 
 def _report(done: str, dropped: dict[str, int]) -> None:

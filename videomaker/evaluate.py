@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import media
 from .denoising import predict_noise
 from .errors import InputError
 from .pipeline import VideoMakerPipeline
@@ -63,7 +64,7 @@ def evaluate_sprites(
     Args:
         pipe: a model of the sprite world, such as the embedded default.
         suite: what to generate.
-        on_videos: hears how many videos each batch made.
+        on_videos: hears how many videos are made so far.
 
     Returns:
         The mean of every measure of `videomaker.sprites.measure.ClipScores`, "reference_gain" by timestep, and the
@@ -78,7 +79,7 @@ def evaluate_sprites(
     cases, videos = sprite_cases(suite), []
     for batch in _batches(cases, suite.batch_size):
         videos += list(_generate(pipe, suite, batch))
-        on_videos(len(batch))
+        on_videos(len(videos))
     scores = [
         score_clip(
             video,
@@ -125,6 +126,14 @@ def _generate(pipe: VideoMakerPipeline, suite: SpriteSuite, cases: Sequence[Case
         output_type="np",
     ).frames
     return (np.asarray(video) * 255).round().astype(np.uint8)
+
+
+def contact_sheet(suite: SpriteSuite, videos: Sequence[np.ndarray], *, rows: int = 16) -> Image.Image:
+    """The first videos of a suite, each in a row after its reference, with the prompt below."""
+    pairs = zip(sprite_cases(suite)[:rows], videos, strict=False)
+    return media.contact_sheet(
+        [media.sheet_row([Image.fromarray(case.portrait)], video, case.clip.caption) for case, video in pairs]
+    )
 
 
 @torch.no_grad()
