@@ -64,15 +64,12 @@ def find_device(options: argparse.Namespace) -> str | None:
         return "dry run"
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    return found.stdout.strip() or None
+    return found.stdout.strip().rpartition("\n")[2] or None
 
 
 def command(name: str, record: Path, options: argparse.Namespace) -> list[str] | None:
     """What a stage runs; None when a program that it needs is not installed."""
     dry_run = ["--dry-run"] * options.dry_run
-    if name == "tests":
-        tests = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_parity.py"]
-        return [*tests, "-k", "strides or autocast"] if options.dry_run else tests
     if name in ("memcheck", "racecheck"):
         program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if program is None and not options.dry_run:

@@ -1,4 +1,4 @@
-"""The checks of `make gpu` that are not pytest's: `python bench/gpu_checks.py shapes|fuzz|features|small`.
+"""The checks of `make gpu`, except for the benchmark: `python bench/gpu_checks.py tests|shapes|fuzz|features|small`.
 
 Each prints what it checks as it goes, exits with 1 when something is wrong, and with `--dry-run` uses tiny shapes on a
 CPU.
@@ -9,10 +9,11 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +27,33 @@ from videomaker.kernels.pisa.naive import pisa_naive
 from videomaker.kernels.testing import error_band, errors, evaluate, failures, largest_score, poisoned_memory
 
 triton_attention = partial(pisa_attention, backend="triton")
-# Compiling takes the time of the fuzz, so it draws sizes freely but kernels from these.
+ROOT = Path(__file__).resolve().parents[1]
+# Compiling takes most of the time, so pytest runs in parts side by side, ...
+TEST_PARTS = (
+    "test_parity and triton and float32",
+    "test_parity and triton and not float32",
+    "not (test_parity and triton)",
+)
+# ... and the fuzz draws sizes freely but kernels, for which heads and strides are constants too, from these.
 FUZZ_KERNELS = [
     *((head_dim, "bfloat16") for head_dim in (8, 16, 24, 40, 72, 80, 128, 160, 256)),
     *((head_dim, "float16") for head_dim in (37, 64, 160)),
     *((head_dim, "float32") for head_dim in (24, 40, 80, 100)),
 ]
+
+
+def tests(options: argparse.Namespace) -> list[str]:
+    """The repository's tests of the kernels, on this device."""
+    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_parity.py"]
+    pytest += [] if options.dry_run else ["tests/test_triton.py"]
+    parts = ("strides or autocast",) if options.dry_run else TEST_PARTS
+    run = partial(subprocess.run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    wrong = []
+    with ThreadPoolExecutor() as pool:
+        for part, result in zip(parts, pool.map(run, ([*pytest, "-k", part] for part in parts)), strict=True):
+            print(result.stdout, flush=True)
+            wrong += report(f"tests: {part}", f"exit code {result.returncode}" if result.returncode else None)
+    return wrong
 
 
 def shapes(options: argparse.Namespace) -> list[str]:
@@ -76,13 +98,15 @@ def fuzz_one(seed: int, *, count: int, device: torch.device, deadline: float) ->
     """What was drawn from the seed, and what is wrong with it; None when time is up."""
     if time.time() > deadline:
         return None
+    kernel = seed * len(FUZZ_KERNELS) // count
+    head_dim, dtype_name = FUZZ_KERNELS[kernel]
+    draw = random.Random(-1 - kernel)
+    batch, heads, layout = draw.randint(1, 3), draw.randint(1, 4), draw.choice(list(LAYOUTS))
     draw = random.Random(seed)
-    head_dim, dtype_name = FUZZ_KERNELS[seed * len(FUZZ_KERNELS) // count]
     most_frames, most_tokens = (2, 20) if device.type == "cpu" else (9, 300)
-    batch, heads, num_frames = draw.randint(1, 3), draw.randint(1, 4), draw.randint(1, most_frames)
+    num_frames, size = draw.randint(1, most_frames), draw.choice([0.1, 1.0, 1.0, 4.0])
     tokens = draw.randint(2, most_tokens)
     references = draw.choice([0, tokens, tokens, draw.randint(1, tokens), 4 * tokens])
-    size, layout = draw.choice([0.1, 1.0, 1.0, 4.0]), draw.choice(list(LAYOUTS))
     torch.manual_seed(seed)
     fused = torch.randn(batch, num_frames * tokens + references, 3, heads, head_dim, device=device) * size
     tensors = [LAYOUTS[layout](x) for x in fused.to(DTYPES[dtype_name]).unbind(2)]
@@ -231,7 +255,7 @@ def report(label: str, why: str | None) -> list[str]:
 
 def main() -> int:
     """Run one check."""
-    checks = {check.__name__: check for check in (shapes, fuzz, features, small)}
+    checks = {check.__name__: check for check in (tests, shapes, fuzz, features, small)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=checks)
     parser.add_argument("--count", type=int, default=200, help="of random shapes")
