@@ -81,7 +81,7 @@ TABLE = {
     "gfx9": _CDNA,
 }
 # Without tensor cores (float32, unless torch allows tf32) a dot unrolls into single multiplications: small tiles.
-_FLOAT32 = Config(32, 32)
+_FLOAT32 = [(128, Config(32, 32)), (256, Config(16, 16))]
 
 
 def gpu_family(device: torch.device) -> str:
@@ -90,15 +90,14 @@ def gpu_family(device: torch.device) -> str:
         return "sm_90"
     if torch.version.hip is not None:
         return "gfx9"
-    major, _ = torch.cuda.get_device_capability(device)
-    return {8: "sm_89", 9: "sm_90", 10: "sm_100"}.get(major, "sm_120")
+    capability = torch.cuda.get_device_capability(device)
+    return {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability) or {8: "sm_89", 10: "sm_100"}.get(capability[0], "sm_120")
 
 
 def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) -> Config:
     """The table's entry."""
-    if dtype == torch.float32:
-        return _FLOAT32
-    return next(config for largest, config in TABLE[family][kernel] if head_dim <= largest)
+    entries = _FLOAT32 if dtype == torch.float32 else TABLE[family][kernel]
+    return next(config for largest, config in entries if head_dim <= largest)
 
 
 def choose_config(
