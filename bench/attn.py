@@ -8,6 +8,7 @@ Prints one table per case and, last, one line of JSON.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import sys
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Limits, environment, gpu_state, measure, peak_memory
+from measure import Limits, environment, gpu_state, kernel_names, measure, peak_memory
 from rivals import Rival, compile_merge, layer, ours, rivals
 from torch import Tensor
 from videomaker.kernels.testing import (
@@ -140,12 +141,14 @@ def calls(rival: Rival, case: Case, inputs: list[Tensor], grad_out: Tensor) -> d
     attend = partial(layer, rival, num_heads=case.num_heads) if case.projections else rival.attend
     inputs = [x.detach().requires_grad_() for x in inputs]
     run = partial(attend, *inputs, **case.options)
-    out = run()
 
     def forward() -> Tensor:
         with torch.no_grad():
             return run()
 
+    if rival.forward_only:
+        return {"forward": forward}
+    out = run()
     return {
         "forward": forward,
         "backward": lambda: torch.autograd.grad(out, inputs, grad_out, retain_graph=True),
@@ -171,7 +174,7 @@ def time_rival(rival: Rival, case: Case, dtype: torch.dtype, limits: Limits, opt
     sets = 1 if device.type == "cpu" else min(16, 1 + L2_BYTES // set_bytes)
     turns = [calls(rival, case, *inputs_of(case, dtype, device)) for _ in range(sets)]
     records = []
-    for direction in ("forward",) if rival.forward_only else options.directions:
+    for direction in (name for name in options.directions if name in turns[0]):
         calls_of_turn = [turn[direction] for turn in turns]
         timing = measure(calls_of_turn, device=device, seconds=options.seconds)
         seconds = timing.median_ms / 1000
@@ -184,6 +187,7 @@ def time_rival(rival: Rival, case: Case, dtype: torch.dtype, limits: Limits, opt
             | {"tflops": actual, "dense_equivalent_tflops": case.operations(direction, dense=True) / seconds / 1e12}
             | {"limit_tflops": limit, "percent_of_limit": 100 * useful / limit["limit"]}
             | ({"gpu_right_after": gpu_state(device)} if device.type == "cuda" else {})
+            | ({"kernels": kernel_names(calls_of_turn[0])} if device.type == "cuda" else {})
         )
     return records
 
@@ -208,7 +212,7 @@ def run_case(case: Case, dtype: torch.dtype, limits: Limits, options: argparse.N
 
 
 def with_speedups(records: list[dict], path: str) -> list[dict]:
-    """Add `speedup`: how many times as long each path takes as ours does, in the same direction of the same case."""
+    """Add `our_speedup`: how many times as long as ours each path takes, in the same direction of the same case."""
     mine = {r["direction"]: r["median_ms"] for r in records if r["path"] == path and "median_ms" in r}
     return [
         r | {"our_speedup": r["median_ms"] / mine[r["direction"]]} if r.get("direction") in mine else r for r in records
@@ -228,6 +232,8 @@ def print_case(case: Case, dtype: torch.dtype, records: list[dict]) -> None:
             rates = [f"{r[name]:.2f}" for name in ("tflops", "dense_equivalent_tflops")]
             percent = f"{r['percent_of_limit']:.0f}"
             print(layout.format(direction, r["path"], *times, f"{r['peak_mib']:.0f}", *rates, percent, speedup))
+    for r in (r for r in records if r.get("kernels") and r["direction"] == "forward"):
+        print(f"{'':<9}{r['path']:<24}ran {r['kernels'][0][:85]}")
     for r in (r for r in records if "not_timed" in r):
         print(f"{'':<9}{r['path']:<24}{r['not_timed'][:120]}")
 
@@ -345,11 +351,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="bars of the times; needs matplotlib")
     options = parser.parse_args(arguments)
-    options.device = torch.device(options.device)
+    try:
+        options.device = torch.device(options.device)
+    except RuntimeError:
+        parser.error(f"--device {options.device}: not a device; cpu, cuda or cuda:1")
     if options.device.type not in ("cpu", "cuda"):
         parser.error(f"--device {options.device}: only cpu and cuda can be measured")
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this machine has no CUDA device that torch can use; try --device cpu")
+    if options.device.type == "cuda" and (options.device.index or 0) >= torch.cuda.device_count():
+        parser.error(f"--device {options.device}: torch sees no such device here; try --device cpu")
+    if options.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install matplotlib")
     options.dtype = options.dtype or ("float32" if options.device.type == "cpu" else "bfloat16")
     return options
 
@@ -366,8 +377,6 @@ def _case(text: str) -> Case:
 def main(arguments: list[str] | None = None) -> int:
     """Entry of `python bench/attn.py`."""
     options = parse(arguments)
-    if options.plot:
-        import matplotlib  # noqa: F401  a missing package should stop us before the work
     torch.manual_seed(0)
     if options.device.type == "cuda":
         torch.cuda.set_device(options.device)

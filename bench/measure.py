@@ -101,6 +101,18 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
     return max(itertools.accumulate(sizes), default=0) / MIB
 
 
+def kernel_names(call: Callable[[], object]) -> list[str]:
+    """The CUDA kernels that `call` ran, those that took the most time first; empty where they cannot be traced."""
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
+    except Exception:
+        return []
+    return [row.key for row in rows if row.self_device_time_total > 0][:5]
+
+
 def gpu_state(device: torch.device) -> dict[str, float | str]:
     """Clocks, power and temperature now, from nvidia-ml-py; empty without it."""
     try:

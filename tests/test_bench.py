@@ -75,3 +75,13 @@ def test_a_wrong_path_is_not_timed(bench: ModuleType) -> None:
         num_ref_tokens=0, scale=8**-0.5, kernel=None))  # fmt: skip
     assert "out of frames" in gate.wrong(without_reference)
     assert "cannot run" in gate.wrong(rivals.Rival("broken", lambda *_, **__: 1 / 0))
+
+
+def test_whole_layers_agree(bench: ModuleType) -> None:
+    attn, rivals = importlib.import_module("attn"), importlib.import_module("rivals")
+    case = attn.Case(2, 3, 8, 5, 8, num_heads=2, projections=True)
+    inputs, _ = attn.inputs_of(case, torch.float64, torch.device("cpu"))
+    paths = rivals.rivals(torch.device("cpu"), torch.float32)
+    naive, *others = (rivals.layer(rival, *inputs, num_heads=2, **case.options) for rival in paths)
+    for other in others:
+        torch.testing.assert_close(other, naive)
