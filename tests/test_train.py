@@ -1,11 +1,19 @@
 """Training on one process: configuration, the step's numbers, checkpoints, guards, a run from end to end."""
 
+import csv
+import errno
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
+from clips import write_clips
+from diffusers import AutoencoderKL
 from tiny import tiny_pipeline
+from videomaker.train import checkpoint as checkpoints
 from videomaker.train.config import (
     PRESETS,
     GuardConfig,
@@ -17,14 +25,17 @@ from videomaker.train.config import (
     preset,
     save_config,
 )
-from videomaker.train.engine import deepspeed_json, learning_rate
-from videomaker.train.guards import LossGuard
+from videomaker.train.engine import deepspeed_json, learning_rate, set_numerics, start_distributed
+from videomaker.train.export import export_run
+from videomaker.train.guards import LossGuard, StopRequest
+from videomaker.train.main import main
 from videomaker.train.model import prepare_denoiser
 from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
+from videomaker.train.trainer import Trainer, TrainingFailed
 
+from videomaker import VideoMakerPipeline
 from videomaker.errors import InputError
 
-SIZE, FRAMES = 32, 4
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
 
 
@@ -96,6 +107,11 @@ def test_the_deepspeed_json_follows_the_configuration(precision):
     assert derived["gradient_clipping"] == 1.0
     assert derived["gradient_accumulation_steps"] == 2
     assert [derived[kind]["enabled"] for kind in ("bf16", "fp16")] == [precision == "bf16", precision == "fp16"]
+
+
+def test_half_precision_without_a_gpu_is_refused():
+    with pytest.raises(InputError, match="precision=fp16 needs a GPU"):
+        set_numerics(TrainConfig(precision="fp16"), torch.device("cpu"))
 
 
 def test_an_own_deepspeed_json_is_laid_over_and_checked(tmp_path):
@@ -251,3 +267,195 @@ def test_the_guard_objects_to_nan_and_spikes_only():
     assert not guard.exhausted
     guard.reject()
     assert guard.exhausted
+
+
+# --- whole runs
+
+
+@pytest.fixture(scope="module")
+def device():
+    return start_distributed()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, six clips and the configuration that the runs below start from."""
+    folder = tmp_path_factory.mktemp("train")
+    tiny_pipeline().save_pretrained(folder / "model")
+    config = {
+        "preset": "smoke",
+        "model": {"path": str(folder / "model"), "attention_backend": "naive"},
+        "data": {
+            "manifest": str(write_clips(folder / "clips")),
+            "num_frames": 2,
+            "height": 16,
+            "width": 16,
+            "highlight": False,
+        },
+        "optimizer": {"learning_rate": 1e-3},
+        "checkpoint": {"every": 2, "keep_last": 2},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def trainer(folder, device, tmp_path, monkeypatch):
+    """Makes trainers whose run goes to `tmp_path`; signals stay as pytest has them."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def make(*overrides):
+        config = load_config(str(folder / "config.yaml"), [f"output={tmp_path}/run", *overrides])
+        return Trainer(config, device)
+
+    return make
+
+
+def curve(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.learner.named_parameters()}
+
+
+def test_a_run_leaves_checkpoints_curves_samples_and_an_export(trainer, tmp_path):
+    run = tmp_path / "run"
+    made = trainer(
+        "optimizer.ema_decay=0.5", "validation.every=2", "validation.clips=2", "sampling.every=4",
+        "sampling.num_inference_steps=1",
+    )  # fmt: skip
+    before = weights(made)
+    assert made.run(StopRequest())
+    (run / "config.yaml").write_text(save_config(made.config))
+
+    trained = {name for name, p in made.learner.named_parameters() if p.requires_grad}
+    changed = {name for name, value in weights(made).items() if not torch.equal(value, before[name])}
+    assert changed == trained  # frozen parameters never move, all others do
+    assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == ["step-00000002", "step-00000004"]
+    assert list(curve(run)) == [1, 2, 3, 4]
+    with (run / "held_out.csv").open() as file:
+        held_out = list(csv.DictReader(file))
+    assert [row["step"] for row in held_out] == ["2", "4"]
+    assert {"video_100", "reference_900", "reference_gain_500"} < set(held_out[0])
+    assert {path.name for path in (run / "samples" / "step-00000004").iterdir()} >= {"00.mp4", "01.mp4", "sheet.png"}
+    assert list((run / "tensorboard").glob("events*"))
+
+    out = export_run(run, dtype="fp32", ema=False)
+    fresh = VideoMakerPipeline.from_pretrained(made.config.model.path)
+    assert fresh.load_videomaker_weights(out).complete
+    for name, value in weights(made).items():
+        assert torch.equal(dict(fresh.unet.named_parameters())[name.removeprefix("unet.")], value)
+    card = out.with_suffix(".md").read_text()
+    assert "4 of 4" in card and "girl_weight: 0.1" in card and "commit" in card
+    average = export_run(run, tmp_path / "ema.safetensors")
+    assert fresh.load_videomaker_weights(average).complete
+    whole = export_run(run, whole=True)
+    assert VideoMakerPipeline.from_pretrained(whole).unet.config == made.pipeline.unet.config
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(trainer, tmp_path, monkeypatch):
+    whole = trainer(f"output={tmp_path}/whole")
+    assert whole.run(StopRequest())
+
+    made = trainer()
+    save = checkpoints._HashingFile.write
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(self, data):
+        if made.step == 4:
+            raise full
+        return save(self, data)
+
+    monkeypatch.setattr(checkpoints._HashingFile, "write", fill)
+    with pytest.raises(checkpoints.CheckpointError, match="No space left"):
+        made.run(StopRequest())
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000002"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    again = trainer()
+    assert again.step == 2
+    assert again.run(StopRequest())
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over(trainer, tmp_path):
+    made = trainer("checkpoint.every=1", "checkpoint.keep_last=1", "checkpoint.keep_every=2", "steps=3")
+    assert made.run(StopRequest())
+    store = made.checkpoints
+    assert store.steps() == [2, 3]  # the last one, and every second
+    (tmp_path / "run/checkpoints/.step-00000009.tmp").mkdir()
+    shard = next((tmp_path / "run/checkpoints/step-00000003/deepspeed").glob("*.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    said = []
+    assert store.newest_complete(said.append).step == 2
+    assert "cut short" in said[0]
+    assert "step-00000003 is damaged" in said[1] and "falling back" in said[1]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(trainer, monkeypatch):
+    made = trainer("guards.max_skipped=2", "checkpoint.every=0")
+    before = weights(made)
+    prepare = made.learner_inputs
+    monkeypatch.setattr(made, "learner_inputs", lambda *a: (prepare(*a)[0] * float("nan"), *prepare(*a)[1:]))
+    with pytest.raises(TrainingFailed, match=r"2 steps in a row were skipped.*learning_rate"):
+        made.run(StopRequest())
+    assert all(torch.equal(value, before[name]) for name, value in weights(made).items())
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(trainer):
+    made = trainer("steps=1", "optimizer.clip=0")
+    before = weights(made)
+    parameter = next(p for p in made.learner.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    assert made.run(StopRequest())
+    assert made.guard.skipped == 1
+    assert all(torch.equal(value, before[name]) for name, value in weights(made).items())
+
+
+def test_accumulated_micro_batches_equal_one_batch(trainer, tmp_path):
+    options = ("steps=2", "batch_size=4", "checkpoint.every=0")
+    for size in (4, 1):
+        assert trainer(*options, f"micro_batch_size={size}", f"output={tmp_path}/{size}").run(StopRequest())
+    # fp32: a mean over the batch taken at once or in four parts
+    assert curve(tmp_path / "4") == pytest.approx(curve(tmp_path / "1"), rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["text", "autoencoder"])
+def test_the_stages_before_the_method_train_and_export(trainer, task, tmp_path):
+    part = {"text": "unet", "autoencoder": "vae"}[task]
+    made = trainer(f"task={task}", f"model.from_scratch=[{part}]", "steps=2", "checkpoint.every=0")
+    assert made.run(StopRequest())
+    (tmp_path / "run" / "config.yaml").write_text(save_config(made.config))
+    out = export_run(tmp_path / "run")
+    if task == "text":
+        exported = VideoMakerPipeline.from_pretrained(out).unet
+    else:
+        exported = AutoencoderKL.from_pretrained(out)
+        assert exported.config.scaling_factor == pytest.approx(1 / made.means["latent_std"])
+    for name, value in weights(made).items():
+        assert torch.equal(exported.state_dict()[name.removeprefix(f"{part}.")], value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.manifest=absent.jsonl"], "absent.jsonl"),
+        (["model.path=absent"], "model.path='absent'"),
+        (["checkpoint.resume=absent"], "checkpoint.resume=absent"),
+        (["data.highlight=true"], "mask"),
+        (["data.num_frames=30"], "num_frames"),
+        (["deepspeed=absent.json"], "absent.json"),
+        (["sampling.every=1", "sampling.prompts=[a]", "sampling.references=[absent.png]"], "absent.png"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_step(folder, device, tmp_path, overrides, message, capsys):
+    arguments = ["--config", str(folder / "config.yaml"), f"output={tmp_path}/run", *overrides]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

@@ -40,7 +40,13 @@ def start_distributed() -> torch.device:
 
 
 def set_numerics(config: TrainConfig, device: torch.device) -> None:
-    """Choices of kernels: the same bits in every run, and on a CPU the quicker attention for bf16."""
+    """Choices of kernels: the same bits in every run, and on a CPU the quicker attention for bf16.
+
+    Raises:
+        InputError: the device cannot compute in this precision.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InputError("precision=fp16 needs a GPU; on a CPU use fp32, bf16 or autocast")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -368,6 +368,24 @@ def convert(
     typer.echo(output)
 
 
+@app.command(no_args_is_help=True)
+def export(
+    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="File or folder; default in RUN/export.")] = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; default bf16, fp32 for a base.")] = "",
+    ema: Annotated[bool | None, typer.Option(help="The moving average; default if the run kept one.")] = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="A whole pipeline folder, not the trained part.")
+    ] = False,
+) -> None:
+    """Turn a training run into weights that `generate` and others load, with a model card."""
+    from videomaker.train.export import export_run
+
+    typer.echo(
+        export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, report=lambda text: typer.echo(text, err=True))
+    )
+
+
 @app.command()
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results.json and videos.png.")] = Path("outputs/evaluation"),
