@@ -382,9 +382,8 @@ def export(
     """Turn a training run into weights that `generate` and others load, with a model card."""
     from videomaker.train.export import export_run
 
-    typer.echo(
-        export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, report=lambda text: typer.echo(text, err=True))
-    )
+    report = partial(typer.echo, err=True)
+    typer.echo(export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, report=report))
 
 
 @app.command()
