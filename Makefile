@@ -47,5 +47,8 @@ lint: $(READY)   ## style and formatting
 gpu: $(READY)    ## everything that needs a CUDA device, one JSON: parity, gradients, benchmarks
 	$(PY) bench/gpu.py
 
+default: $(READY) ## trains the embedded model anew: hours on a CPU, goes on after an interruption
+	$(PY) -P train/default.py
+
 clean:           ## what the other targets made
 	rm -rf .venv .ready-* build dist outputs *.egg-info

@@ -1,0 +1,243 @@
+"""The rows of the paper's Table 3 in miniature: each trained on the same base, clips and steps, and measured.
+
+    python bench/ablation.py                                  after `make default` or its first four commands
+    python bench/ablation.py --steps 4000 --seeds 0 1 2 --rows "PISA" "+ GIRL"
+    python bench/ablation.py --steps 2 --clips 4 --seeds 0    does it run at all?
+
+Rows add up from "PISA" downwards. A row is a run of `train/main.py` with overrides, so an interrupted ablation goes on
+where it stopped; finished rows are not trained or measured again. Prints a table, and writes a JSON document, and a
+figure of the same subject and prompt over the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import environment
+from PIL import Image
+from torch import nn
+from videomaker.train.config import load_config
+from videomaker.train.dataset import build_dataset, build_loader
+from videomaker.train.model import encode_latents
+from videomaker.train.step import add_noise, draw, target
+
+from videomaker import media
+from videomaker.denoising import predict_noise
+from videomaker.evaluate import SpriteSuite, evaluate_sprites, sprite_cases
+from videomaker.files import atomic_path
+from videomaker.pipeline import VideoMakerPipeline
+
+ROOT = Path(__file__).parents[1]
+MEASURES = ("identity", "motion", "background", "copied_background", "temporal_consistency", "dynamic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train, as overrides of the preset `sprites`, and what it is shown when it is measured."""
+
+    overrides: tuple[str, ...] = ()
+    reference: str = "raw"
+    rival: bool = False  # reference as cross-attention tokens instead of PISA
+
+
+def _row(**changes) -> Row:
+    """PISA alone: attn1 trained, no GIRL, raw references without text; `changes` add the rest."""
+    settings = {
+        "method.train_all": False,
+        "method.girl_weight": 0.0,
+        "method.reference_cross_attention": False,
+        "method.update_motion": False,
+        "data.highlight": False,
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return Row(overrides, reference="white" if settings["data.highlight"] else "raw")
+
+
+_GIRL = {"method__girl_weight": 0.1}
+_TEXT = _GIRL | {"method__reference_cross_attention": True}
+_MOTION = _TEXT | {"method__update_motion": True}
+ROWS = {
+    "no reference": replace(
+        _row(**_MOTION, method__drop_image=1.0, method__drop_text=0.0, method__drop_both=0.0), reference="none"
+    ),
+    "cross-attention only": replace(_row(data__highlight=True), rival=True),
+    "PISA": _row(),
+    "+ GIRL": _row(**_GIRL),
+    "+ reference in cross-attention": _row(**_TEXT),
+    "+ motion update": _row(**_MOTION),
+    "+ subject highlighting": _row(**_MOTION, data__highlight=True),
+}
+
+
+class CrossAttentionRival(nn.Module):
+    """The reference as tokens beside the text's, as in IP-Adapter: one for every 2×2 latent pixels.
+
+    Unlike there, keys and values are shared with the text's and `attn2` is trained, so that it gets a fair chance.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.projection = nn.Conv2d(channels, width, kernel_size=2, stride=2)
+
+    def forward(self, reference: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, L, E]` of reference latents `[B, C, 1, h, w]`."""
+        return self.projection(reference[:, :, 0]).flatten(2).transpose(1, 2)
+
+
+class RivalPipeline(VideoMakerPipeline):
+    """Generates with a `CrossAttentionRival`, which is set as `tokens` after loading."""
+
+    tokens: CrossAttentionRival
+
+    def __call__(self, prompt: list[str], reference_image: list, **settings):
+        """As in `VideoMakerPipeline`; no reference means zero latents here, too."""
+        side = self.unet.config.sample_size
+        pixels = torch.cat([self.reference_processor.preprocess(image).float() for image in reference_image])
+        reference = self.vae.encode(pixels).latent_dist.mode()[:, :, None] * self.vae.config.scaling_factor
+        text, empty = self.encode_prompt(prompt, "cpu", 1, True)
+        nothing = torch.zeros_like(reference)
+        return super().__call__(
+            prompt_embeds=torch.cat([text, self.tokens(reference)], dim=1),
+            negative_prompt_embeds=torch.cat([empty, self.tokens(nothing)], dim=1),
+            reference_image_embeds=nothing[:, :, :, :side, :side],
+            **settings,
+        )
+
+
+def train_rival(config, folder: Path) -> None:
+    """Trains the rival's tokens and `attn2` with the loss, clips and steps of the other rows."""
+    pipe = VideoMakerPipeline.from_pretrained(config.model.path)
+    unet, alphas = pipe.unet, pipe.scheduler.alphas_cumprod
+    torch.manual_seed(config.seed)
+    tokens = CrossAttentionRival(unet.config.in_channels, unet.config.cross_attention_dim)
+    unet.requires_grad_(False)
+    trained = {name: p for name, p in unet.named_parameters() if ".attn2." in name and "motion_modules" not in name}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW([*tokens.parameters(), *trained.values()], lr=config.optimizer.learning_rate)
+    loader = build_loader(build_dataset(config.data, seed=config.seed), batch_size=config.batch_size, num_workers=0)
+    for step, batch in zip(range(config.steps), loader, strict=False):
+        keys = [(config.seed, step * config.batch_size + i) for i in range(config.batch_size)]
+        with torch.no_grad():
+            clean = encode_latents(pipe.vae, batch["pixel_values"], keys, "latents")
+            reference = encode_latents(pipe.vae, batch["reference"], keys, "reference_latents")
+            text = pipe.encode_prompt(list(batch["caption"]), "cpu", 1, False)[0]
+        draws = draw(
+            config.method, clean.shape[1:], reference.shape[1:], keys=keys, num_train_timesteps=1000, device="cpu"
+        )
+        reference = reference.masked_fill(draws.drop_image.view(-1, 1, 1, 1, 1), 0)
+        noised = add_noise(clean, draws.noise, draws.timestep, alphas)
+        condition = torch.cat([text, tokens(reference)], dim=1)
+        predicted, _ = predict_noise(unet, noised, torch.zeros_like(reference), draws.timestep, condition)
+        wanted = target(pipe.scheduler.config.prediction_type, clean, draws.noise, draws.timestep, alphas)
+        loss = nn.functional.mse_loss(predicted, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with atomic_path(folder / "rival.pt") as path:
+        state = {"tokens": tokens.state_dict(), "unet": {name: p.detach() for name, p in trained.items()}}
+        torch.save(state, path)
+
+
+def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:
+    """Trains the row, or takes the finished one; returns it ready to generate."""
+    folder = options.out / "runs" / f"{_slug(name)}-{seed}"
+    overrides = [
+        *row.overrides,
+        f"output={folder}",
+        f"seed={seed}",
+        f"steps={options.steps}",
+        f"model.path={options.base}",
+        f"data.manifest={options.manifest}",
+        "validation.every=0",
+    ]
+    if row.rival:
+        return _rival(folder, load_config("sprites", overrides))
+    exported = folder / "pipeline"
+    if not exported.is_dir():
+        subprocess.run([sys.executable, ROOT / "train/main.py", "--config", "sprites", *overrides], check=True)
+        from videomaker.train.export import export_run
+
+        export_run(folder, exported, dtype="fp32", whole=True)
+    return VideoMakerPipeline.from_pretrained(exported)
+
+
+def _rival(folder: Path, config) -> RivalPipeline:
+    if not (folder / "rival.pt").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_rival(config, folder)
+    pipe = RivalPipeline.from_pretrained(config.model.path)
+    state = torch.load(folder / "rival.pt", weights_only=True)
+    pipe.unet.load_state_dict(state["unet"], strict=False)
+    pipe.tokens = CrossAttentionRival(pipe.unet.config.in_channels, pipe.unet.config.cross_attention_dim)
+    pipe.tokens.load_state_dict(state["tokens"])
+    return pipe
+
+
+def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict:
+    """The row's measures with this seed; reads them when they are already there."""
+    path = options.out / "runs" / f"{_slug(name)}-{seed}" / "measures.json"
+    if not path.is_file():
+        pipe = train_row(name, row, seed, options)
+        pipe.set_progress_bar_config(disable=True)
+        suite = SpriteSuite(clips=options.clips, reference=row.reference)
+        results, videos = evaluate_sprites(pipe, suite)
+        Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_name("first.png"))
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(results), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def figure(rows: Sequence[str], options: argparse.Namespace) -> Image.Image:
+    """The first subject and prompt of the suite over the rows, with the first seed."""
+    lines = []
+    for name in rows:
+        case = sprite_cases(SpriteSuite(clips=1, reference=ROWS[name].reference))[0]
+        strip = np.asarray(Image.open(options.out / "runs" / f"{_slug(name)}-{options.seeds[0]}" / "first.png"))
+        frames = np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
+        lines.append(media.sheet_row([Image.fromarray(case.portrait)], frames, f"{name}: {case.clip.caption}"))
+    return media.contact_sheet(lines)
+
+
+def _slug(name: str) -> str:
+    return "-".join(name.replace("+", "plus").lower().split())
+
+
+def _table(results: dict[str, list[dict]]) -> str:
+    lines = [f"{'':32}" + "".join(f"{name:>22}" for name in MEASURES)]
+    for name, runs in results.items():
+        values = [[run[measure] for run in runs] for measure in MEASURES]
+        lines.append(f"{name:32}" + "".join(f"{np.mean(v):>15.3f} ±{np.std(v):.3f}" for v in values))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Trains and measures what is missing, then writes the table, the JSON document and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("runs/sprites-base/export"), help="text-to-video model")
+    parser.add_argument("--manifest", type=Path, default=Path("data/sprites/manifest.jsonl"))
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/ablation")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clips", type=int, default=200, help="unseen creatures in the measure")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    options = parser.parse_args()
+    results = {name: [measure_row(name, ROWS[name], seed, options) for seed in options.seeds] for name in options.rows}
+    print(_table(results))
+    with atomic_path(options.out / "ablation.json") as path:
+        header = {"environment": environment(torch.device("cpu")), "steps": options.steps, "seeds": options.seeds}
+        path.write_text(json.dumps({**header, "rows": results}, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(options.out / "ablation.png") as path:
+        figure(options.rows, options).save(path)
+
+
+if __name__ == "__main__":
+    main()
