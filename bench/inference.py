@@ -441,7 +441,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--backend", default="auto", help="attention backend of ours")
     parser.add_argument("--mode", default="default", help="of torch.compile: default, max-autotune-no-cudagraphs")
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
-    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--frames", type=int, help="16 for sd15; as trained for the embedded model")
     parser.add_argument("--size", help="WIDTHxHEIGHT; as trained by default")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=1)
@@ -459,15 +459,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     on_gpu = options.device.type == "cuda"
     options.model = options.model or ("sd15" if on_gpu else "default")
     options.dtype = DTYPES[options.dtype or ("bfloat16" if on_gpu else "float32")]
-    side = 512 if options.model == "sd15" else trained_side()
-    options.width, options.height = map(int, options.size.split("x")) if options.size else (side, side)
+    trained = {"num_frames": 16, "width": 512, "height": 512}
+    if options.model == "default":
+        trained = json.loads((default_model_path() / "generation.json").read_text())
+    options.frames = options.frames or trained["num_frames"]
+    size = map(int, options.size.split("x")) if options.size else (trained["width"], trained["height"])
+    options.width, options.height = size
     return options
-
-
-def trained_side() -> int:
-    """Pixels of the embedded model's pictures."""
-    unet, vae = (json.loads((default_model_path() / part / "config.json").read_text()) for part in ("unet", "vae"))
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ class StaticGraph:
         runner = self._runners.get((structure, shapes))
         if runner is None and (self.open or self._compiles_undeclared(args[0])):
             runner = self._runners[structure, shapes] = self._build(args)
-        return (runner or self._function)(*args)
+        return (self._function if runner is None else runner)(*args)
 
     def _build(self, args: tuple) -> Callable[..., Any]:
         start = time.perf_counter()

@@ -200,14 +200,14 @@ def denoising_step(
     inner: torch.Tensor | None = None,
     keep_inner: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The guided prediction `ε` (eq. 6) and the scheduler's update, `weights[0]·latents + weights[1]·ε`.
+    """The guided prediction (eq. 6) and the scheduler's update, `weights[0]·latents + weights[1]·prediction`.
 
     Args:
         unet: as in `unet_forward`.
         latents: `[B, C, F, h, w]`.
         reference: `[B, C, R, h, w]`, clean.
         timestep: `[1]`.
-        weights: `[2]` in float32; `(0, 1)` gives `ε` itself.
+        weights: `[2]` in float32; `(0, 1)` gives the prediction itself.
         guidance: `[B, 1, 1, 1, 1]`, or None for no guidance, which costs half.
         text: of `project_text`; with guidance for 2B videos, the negative prompts first.
         inner: as in `unet_forward`.
@@ -287,23 +287,27 @@ class StaticSampler:
 def _is_linear_ddim(scheduler: SchedulerMixin, step_kwargs: dict[str, Any]) -> bool:
     """Whether the scheduler's update is DDIM's without noise or clipping, linear in the latents and the prediction."""
     config = scheduler.config
-    return (
-        isinstance(scheduler, DDIMScheduler)
-        and config.prediction_type == "epsilon"
-        and not (config.clip_sample or config.thresholding or step_kwargs.get("eta"))
-    )
+    nonlinear = config.get("clip_sample") or config.get("thresholding")
+    return isinstance(scheduler, DDIMScheduler) and not (nonlinear or step_kwargs.get("eta"))
 
 
 def ddim_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """Weights `[S, 2]` of `x_t` and `ε` in `x_{t-1}`, one row a step (arXiv 2010.02502, eq. 12)."""
+    """Weights `[S, 2]` of `x_t` and the prediction in `x_{t-1}`, one row a step (arXiv 2010.02502, eq. 12)."""
     timesteps = timesteps.cpu()
     previous = timesteps - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     alphas = scheduler.alphas_cumprod.double().cpu()
-    alpha = alphas[timesteps]
-    alpha_previous = torch.where(previous >= 0, alphas[previous.clamp(min=0)], scheduler.final_alpha_cumprod.double())
-    of_latents = (alpha_previous / alpha).sqrt()
-    of_noise = (1 - alpha_previous).sqrt() - of_latents * (1 - alpha).sqrt()
-    return torch.stack([of_latents, of_noise], dim=1).float()
+    last = scheduler.final_alpha_cumprod.double()
+    signal = alphas[timesteps].sqrt()
+    signal_before = torch.where(previous >= 0, alphas[previous.clamp(min=0)], last).sqrt()
+    noise, noise_before = (1 - signal**2).sqrt(), (1 - signal_before**2).sqrt()
+    zero, one = torch.zeros_like(signal), torch.ones_like(signal)
+    clean_part, noise_part = {  # x_0 and ε, each as weights of x_t and the prediction
+        "epsilon": ((1 / signal, -noise / signal), (zero, one)),
+        "sample": ((zero, one), (1 / noise, -signal / noise)),
+        "v_prediction": ((signal, -noise), (noise, signal)),
+    }[scheduler.config.prediction_type]
+    weights = [signal_before * x + noise_before * e for x, e in zip(clean_part, noise_part, strict=True)]
+    return torch.stack(weights, dim=1).float()
 
 
 def decode_pictures(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
