@@ -113,7 +113,7 @@ def tiny_pipeline(*, seed: int = 0, **unet_overrides) -> VideoMakerPipeline:
 def _shake(model: torch.nn.Module) -> torch.nn.Module:
     """Gives the layers that start at zero (a motion module's last) values, so that tests see what they do."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
     return model
