@@ -20,7 +20,8 @@ def write_clips(folder: Path, *, train: int = 4, held_out: int = 2, num_frames: 
         pattern = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
         _write_video(folder / f"{number}.mp4", [np.roll(pattern, 4 * i, axis=1) for i in range(num_frames)])
         split = "train" if number < train else "val"
-        lines.append({"video": f"{number}.mp4", "caption": f"pattern {number} moves", "split": split})
+        about = {"caption": f"pattern {number} moves", "num_frames": num_frames, "split": split}
+        lines.append({"video": f"{number}.mp4", **about})
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return manifest

@@ -111,8 +111,8 @@ class SamplingConfig:
 class GuardConfig:
     """When a step is refused and when a run is given up."""
 
-    spike_factor: float = 10.0  # a loss above this many times the running median is skipped; 0: off
-    spike_window: int = 100  # steps of the running median
+    spike_factor: float = 3.0  # a loss above this many times the largest of the window is skipped; 0: off
+    spike_window: int = 100  # steps
     max_skipped: int = 20  # in a row
     watchdog: float = 1800.0  # seconds without a step; 0: off
 
@@ -399,6 +399,8 @@ def _check(config: TrainConfig) -> None:
     rates = (method.drop_text, method.drop_image, method.drop_both)
     if min(rates) < 0 or sum(rates) > 1:
         raise InputError(f"method.drop_text, drop_image, drop_both={rates}: give rates that add up to at most 1")
+    if config.checkpoint.keep_last < 1:
+        raise InputError(f"checkpoint.keep_last={config.checkpoint.keep_last}: give at least 1")
     if not 0 <= method.girl_alpha <= 1:
         raise InputError(f"method.girl_alpha={method.girl_alpha}: give a fraction of the timestep, 0 to 1")
     if not 0 <= config.optimizer.ema_decay < 1:

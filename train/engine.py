@@ -51,6 +51,7 @@ def set_numerics(config: TrainConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and is for finding bugs
     if config.precision == "autocast" and device.type == "cpu":
         torch.backends.cuda.enable_flash_sdp(False)  # holds for CPUs too, where its bf16 backward is slow
 

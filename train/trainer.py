@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -190,7 +191,7 @@ class Trainer:
         self.means = means
         objection = self.guard.objection(means["loss"])
         optimizer = self.engine.basic_optimizer
-        optimizer.refuse = bool(objection)
+        optimizer.refuse, optimizer.refused = bool(objection), False  # fp16 may skip the optimizer by itself
         self._set_learning_rate(optimizer)
         self.engine.step()
         self.step += 1
@@ -238,9 +239,10 @@ class Trainer:
         gib = memory_gib(self.device)
         self.monitor.step({"loss": means["loss"], "clips/s": clips_per_second, "GiB": gib})
         if self.step % self.config.log.every == 0 or self.step == self.config.steps:
+            norm = self.engine.get_global_grad_norm()  # ZeRO keeps it; without ZeRO there is none
             extra = {
                 "learning_rate": self.engine.basic_optimizer.param_groups[0]["lr"],
-                "gradient_norm": float(self.engine.get_global_grad_norm() or 0.0),
+                "gradient_norm": math.nan if norm is None else float(norm),
                 "clips_per_second": clips_per_second,
                 "memory_gib": gib,
                 "skipped": self.guard.skipped,
