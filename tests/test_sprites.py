@@ -1,16 +1,24 @@
 """The sprite world, its measure on truth and on noise, its files, and the suite on the embedded model."""
 
+import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from videomaker.train.manifest import read_manifest
+from videomaker.train.model import blocks_of_pixels
 
-from videomaker import media
+from videomaker import default_model_path, media
+from videomaker.errors import InputError
+from videomaker.evaluate import SpriteSuite, contact_sheet, evaluate_sprites, reference_gain, sprite_cases
+from videomaker.pipeline import VideoMakerPipeline
 from videomaker.sprites import world
 from videomaker.sprites.dataset import write_dataset
 from videomaker.sprites.measure import Search, distractors, nearest_motion, score_clip, to_canvas
+from videomaker.sprites.model import TEXT_LENGTH, make_tokenizer
 
 CLIPS = 64
 
@@ -135,3 +143,54 @@ def test_an_interrupted_dataset_goes_on(tmp_path):
     manifest = write_dataset(tmp_path, clips=4, seed=1)
     assert len(read_manifest(manifest)) == 4
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    pipe = VideoMakerPipeline.from_pretrained(default_model_path())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch.float32)
+
+
+def test_the_embedded_model_uses_the_reference(embedded):
+    """Chance is zero gain; the error without any model is near 1, as latents have unit variance."""
+    gains = reference_gain(embedded, sprite_cases(SpriteSuite(clips=8)))
+    assert min(gains[500], gains[700]) > 0.2
+
+
+@pytest.mark.parametrize("reference", ["raw", "none"])
+def test_the_suite_runs_and_repeats_itself(embedded, reference):
+    suite = SpriteSuite(clips=2, num_inference_steps=1, reference=reference)
+    counts: list[int] = []
+    first, videos = evaluate_sprites(embedded, suite, on_videos=counts.append)
+    second, again = evaluate_sprites(embedded, replace(suite, batch_size=1))
+    assert counts == [2]
+    assert videos[0].shape == (world.NUM_FRAMES, 32, 32, 3)
+    # Another batch size adds in another order, which may turn a rounding.
+    assert max(np.abs(one.astype(int) - other).max() for one, other in zip(videos, again, strict=True)) <= 1
+    assert first["identity"] == second["identity"]
+    json.dumps(first)
+    assert contact_sheet(suite, videos).width > 0
+
+
+def test_one_clip_is_too_few(embedded):
+    with pytest.raises(InputError, match="at least 2"):
+        evaluate_sprites(embedded, SpriteSuite(clips=1))
+
+
+def test_every_caption_is_whole_words_and_fits():
+    tokenizer = make_tokenizer()
+    for words in itertools.product(world.SIZES, world.MOTIONS, world.BACKGROUNDS):
+        caption = world.caption(*words)
+        assert len(tokenizer(caption).input_ids) == len(caption.split()) + 2 <= TEXT_LENGTH
+    tokenizer("Ünknown wörds, digits 123 and (signs)!")
+
+
+def test_the_anchor_is_the_canvas():
+    canvas = np.random.default_rng(0).integers(0, 256, (1, world.CANVAS, world.CANVAS, 3), dtype=np.uint8)
+    frames = torch.from_numpy(world.enlarge(canvas)).movedim(-1, 1) / 127.5 - 1
+    anchor = blocks_of_pixels(frames, (1, 12, 8, 8))
+    back = (torch.nn.functional.pixel_shuffle(anchor, 2) + 1) * 127.5
+    np.testing.assert_array_equal(back.round().byte().movedim(1, -1).numpy(), canvas)
+    with pytest.raises(InputError, match="this VAE has 4"):
+        blocks_of_pixels(frames, (1, 4, 8, 8))

@@ -270,7 +270,7 @@ def _sprites() -> TrainConfig:
         zero=ZeroConfig(stage=0),
         checkpoint=CheckpointConfig(every=500),
         validation=ValidationConfig(every=500, clips=32, batch_size=32, levels=(300, 500, 700, 900)),
-        sampling=SamplingConfig(every=0, num_inference_steps=20, guidance_scale=2.0),
+        sampling=SamplingConfig(every=0, num_inference_steps=10, guidance_scale=2.0),
     )
 
 

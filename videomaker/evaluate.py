@@ -26,7 +26,7 @@ class SpriteSuite:
 
     clips: int = 200
     seed: int = 0
-    num_inference_steps: int = 20
+    num_inference_steps: int = 10
     guidance_scale: float = 2.0
     reference: Literal["white", "raw", "none"] = "white"  # raw: on a background that is not the prompt's
     batch_size: int = 20

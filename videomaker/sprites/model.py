@@ -43,7 +43,7 @@ def write_untrained_model(out: Path, *, seed: int = 0) -> None:
     )
     with atomic_directory(out) as folder:
         pipeline.save_pretrained(folder)
-        settings = {"num_frames": NUM_FRAMES, "fps": FPS, "num_inference_steps": 20, "guidance_scale": 2.0}
+        settings = {"num_frames": NUM_FRAMES, "fps": FPS, "num_inference_steps": 10, "guidance_scale": 2.0}
         (folder / "generation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
