@@ -38,6 +38,7 @@ from videomaker import VideoMakerPipeline, artifacts, default_model_path
 from videomaker.attention import PisaAttnProcessor, install_pisa
 from videomaker.compiled import Bucket, CapturedGraph
 from videomaker.denoising import guided_noise
+from videomaker.files import atomic_path
 from videomaker.memory import module_bytes
 from videomaker.static_step import Approximations, ddim_weights, denoising_step, prepare_unet, project_text
 
@@ -388,9 +389,17 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         for record in records:
             print_record(record)
         report["results"] += records
+        if options.json:
+            write(report, options.json)
         if options.device.type == "cuda":
             torch.cuda.empty_cache()
     return report
+
+
+def write(report: dict, path: Path) -> None:
+    """After every part, so that an end before the last one loses nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def print_header(report: dict) -> None:
@@ -479,9 +488,6 @@ def main(arguments: list[str]) -> None:
         first_video(Shape(options.batch, options.frames, options.height, options.width), options)
         return
     report = run(options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 
