@@ -41,7 +41,7 @@ def measure(calls: Sequence[Callable[[], object]], *, device: torch.device, seco
         turn()
         replay, timer = _capture(turn)
         samples = _times(replay, _cuda_times, seconds)
-    p20, median, p80 = (value / len(calls) for value in np.percentile(samples, (20, 50, 80)))
+    p20, median, p80 = (float(value) / len(calls) for value in np.percentile(samples, (20, 50, 80)))
     return Timing(median, p20, p80, len(samples), timer)
 
 
