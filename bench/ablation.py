@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from measure import environment
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from videomaker.train.config import load_config
 from videomaker.train.dataset import build_dataset, build_loader
@@ -142,9 +143,9 @@ def train_rival(config, folder: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with atomic_path(folder / "rival.pt") as path:
-        state = {"tokens": tokens.state_dict(), "unet": {name: p.detach() for name, p in trained.items()}}
-        torch.save(state, path)
+    with atomic_path(folder / "rival.safetensors") as path:
+        state = {f"tokens.{name}": p for name, p in tokens.named_parameters()}
+        save_file({**state, **{f"unet.{name}": p for name, p in trained.items()}}, path)
 
 
 def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:
@@ -171,14 +172,15 @@ def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> Vi
 
 
 def _rival(folder: Path, config) -> RivalPipeline:
-    if not (folder / "rival.pt").is_file():
+    weights = folder / "rival.safetensors"
+    if not weights.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         train_rival(config, folder)
     pipe = RivalPipeline.from_pretrained(config.model.path)
-    state = torch.load(folder / "rival.pt", weights_only=True)
-    pipe.unet.load_state_dict(state["unet"], strict=False)
     pipe.tokens = CrossAttentionRival(pipe.unet.config.in_channels, pipe.unet.config.cross_attention_dim)
-    pipe.tokens.load_state_dict(state["tokens"])
+    for name, value in load_file(weights).items():
+        part, _, parameter = name.partition(".")
+        {"tokens": pipe.tokens, "unet": pipe.unet}[part].get_parameter(parameter).data.copy_(value)
     return pipe
 
 
