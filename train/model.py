@@ -190,7 +190,8 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     unet, model, method = pipeline.unet, config.model, config.method
     for module in (pipeline.vae, pipeline.text_encoder, unet):
         module.requires_grad_(False).eval()
-    pipeline.vae.enable_slicing()  # encodes frame by frame: 16 frames of 512×512 at once take gigabytes
+    if config.data.height * config.data.width > 256**2:
+        pipeline.vae.enable_slicing()  # encodes frame by frame: 16 frames of 512×512 at once take gigabytes
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)

@@ -105,7 +105,7 @@ class Trainer:
         if found is None:
             return
         checkpoints.load(self.engine, found)
-        self.step = found.step
+        self.step, self.means = found.step, found.state["metrics"]
         self.guard.load_state_dict(found.state["guard"])
         self.loader.load_state_dict(found.state["data"])
 
