@@ -15,7 +15,16 @@ from .denoising import predict_noise
 from .errors import InputError
 from .pipeline import VideoMakerPipeline
 from .sprites.measure import ClipScores, score_clip
-from .sprites.world import Clip, draw_clip, draw_portrait, enlarge, random_background, random_clip
+from .sprites.world import (
+    CANVAS,
+    ENLARGEMENT,
+    Clip,
+    draw_clip,
+    draw_portrait,
+    enlarge,
+    random_background,
+    random_clip,
+)
 
 GAIN_LEVELS = (300, 500, 700, 900)  # timesteps of 1000
 
@@ -52,8 +61,9 @@ def _sprite_case(suite: SpriteSuite, index: int) -> Case:
     rng = np.random.default_rng([suite.seed, index])
     clip = random_clip(rng, split="test")
     view = clip.creature.view(mirrored=bool(rng.integers(2)))
+    seed = int(rng.integers(2**31))
     behind = random_background(rng, but=clip.background) if suite.reference == "raw" else None
-    return Case(clip, enlarge(draw_portrait(view, behind)[0]), draw_clip(clip)[1], behind, int(rng.integers(2**31)))
+    return Case(clip, enlarge(draw_portrait(view, behind)[0]), draw_clip(clip)[1], behind, seed)
 
 
 def evaluate_sprites(
@@ -97,7 +107,7 @@ def evaluate_sprites(
 
 
 def _check_model(pipe: VideoMakerPipeline) -> None:
-    wanted = enlarge(np.zeros((16, 16), dtype=bool)).shape[0]
+    wanted = CANVAS * ENLARGEMENT
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     if side != wanted:
         raise InputError(
@@ -143,14 +153,9 @@ def reference_gain(pipe: VideoMakerPipeline, cases: Sequence[Case], *, seed: int
     The error is the mean squared error of the predicted clean latents, inside the creature's mask. It moves long before
     a generated video shows the reference.
     """
-    encode = lambda pixels: _encode(pipe, pixels)
-    clean = encode(np.stack([enlarge(draw_clip(case.clip)[0]) for case in cases]))
-    reference = encode(np.stack([case.portrait[None] for case in cases]))
-    height, width = clean.shape[-2:]
-    masks = np.stack([case.mask for case in cases]).reshape(
-        *clean.shape[:1], clean.shape[2], height, -1, width, 16 // width
-    )
-    mask = torch.from_numpy(masks.any(axis=(3, 5)))[:, None].to(clean)
+    clean = _encode(pipe, np.stack([enlarge(draw_clip(case.clip)[0]) for case in cases]))
+    reference = _encode(pipe, np.stack([case.portrait[None] for case in cases]))
+    mask = _latent_masks(np.stack([case.mask for case in cases]), clean.shape[-1]).to(clean)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     text = pipe.encode_prompt([case.clip.caption for case in cases], pipe.device, 1, False)[0]
     gains = {}
@@ -161,6 +166,12 @@ def reference_gain(pipe: VideoMakerPipeline, cases: Sequence[Case], *, seed: int
         )
         gains[timestep] = wrong - right
     return gains
+
+
+def _latent_masks(masks: np.ndarray, side: int) -> torch.Tensor:
+    """Which of `side`×`side` latent pixels hold any of the masked canvas pixels: `[B, F, 16, 16]` to `[B, 1, F, …]`."""
+    cell = CANVAS // side
+    return torch.from_numpy(masks.reshape(*masks.shape[:2], side, cell, side, cell).any(axis=(3, 5)))[:, None]
 
 
 def _encode(pipe: VideoMakerPipeline, pixels: np.ndarray) -> torch.Tensor:
