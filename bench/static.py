@@ -71,11 +71,11 @@ def sources(head_dim: int, family: str) -> Iterator[tuple[str, triton.JITFunctio
     """(name, kernel, compile-time arguments, configuration) of every kernel for one head dim."""
     main, tail = head_widths(head_dim)
     widths = {"MAIN": main, "TAIL": tail}
-    for save in (False, True):
-        config = table_config("forward", family, head_dim, torch.bfloat16)
+    for name in ("forward", "forward_training"):
+        config = table_config(name, family, head_dim, torch.bfloat16)
         pv_main, pv_tail = head_widths(head_dim, split=config.split_values)
-        constants = {"QK_MAIN": main, "QK_TAIL": tail, "PV_MAIN": pv_main, "PV_TAIL": pv_tail, "SAVE": save}
-        name = "forward, training" if save else "forward"
+        constants = {"QK_MAIN": main, "QK_TAIL": tail, "PV_MAIN": pv_main, "PV_TAIL": pv_tail}
+        constants["SAVE"] = name == "forward_training"
         yield name, forward.pisa_forward, constants | attention_constants(config, head_dim), config
     for kernel in ("backward_query", "backward_key"):
         config = table_config(kernel, family, head_dim, torch.bfloat16)

@@ -57,7 +57,7 @@ _begun: set[str] = set()
 def candidates(kernel: str) -> Iterator[Config]:
     """Every configuration worth a try."""
     blocks = ((64, 32), (64, 64), (64, 128), (128, 64), (32, 64))
-    splits = (True, False) if kernel == "forward" else (True,)
+    splits = (True,) if kernel.startswith("backward") else (True, False)
     for (block_q, block_k), *rest in itertools.product(blocks, (4, 8), (2, 3), (None, 128, 168), splits):
         yield Config(block_q, block_k, *rest)
 
@@ -75,7 +75,11 @@ def _exactness_check(problem: Problem) -> Callable[[str, Config], bool]:
     def is_exact(kernel: str, config: Config) -> bool:
         with _trial(_key(problem, kernel), config):
             try:
-                results = evaluate(pisa_triton, *tensors, **options)
+                if kernel == "forward":  # the gradients' forward is another kernel
+                    with torch.no_grad():
+                        results = [pisa_triton(*tensors[:3], **options)]
+                else:
+                    results = evaluate(pisa_triton, *tensors, **options)
             except TritonError:  # does not compile, or needs more than the GPU has
                 return False
         spills = is_refused(kernel, problem.q.shape[3], config)
@@ -112,9 +116,9 @@ def _median_seconds(problem: Problem, kernel: str, config: Config) -> float:
 
 def _launch(problem: Problem, kernel: str, config: Config) -> Callable[[], object]:
     """A launch of one kernel with a configuration on the whole tensors."""
-    if kernel == "forward":
-        return functools.partial(run_forward, problem, False, config)
-    out, reference_outputs, lse = run_forward(problem, True, problem.config("forward"))
+    if kernel in ("forward", "forward_training"):
+        return functools.partial(run_forward, problem, kernel == "forward_training", config)
+    out, reference_outputs, lse = run_forward(problem, True, problem.config("forward_training"))
     out_gradient = torch.randn_like(out)
     statistics = run_row_statistics(problem, out, out_gradient, reference_outputs, lse)
     run = run_backward_query if kernel == "backward_query" else run_backward_key

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 import triton
 
-KERNELS = ("forward", "backward_query", "backward_key")
+# In training the forward also stores what the backward needs, which takes registers.
+KERNELS = ("forward", "forward_training", "backward_query", "backward_key")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ _HOPPER = {
         (192, Config(64, 32, num_stages=3)),
         (256, Config(64, 64, num_warps=8)),
     ],
+    "forward_training": [
+        (80, Config(64, 64, num_stages=3, max_registers=168)),
+        (96, Config(64, 64)),
+        (128, Config(128, 64, num_warps=8)),
+        (256, Config(64, 64, num_warps=8)),
+    ],
     "backward_query": [
         (48, Config(64, 64, num_stages=3)),
         (96, Config(64, 64, max_registers=168)),
@@ -65,9 +72,16 @@ _HOPPER = {
         (256, Config(16, 64, num_warps=8)),
     ],
 }
+# Accumulators live in tensor memory, which leaves other tiles room.
+_BLACKWELL = _HOPPER | {
+    "backward_query": [(128, Config(64, 64)), (256, Config(64, 32, num_warps=8))],
+    "backward_key": [(64, Config(64, 64)), (192, Config(32, 64)), (256, Config(32, 64, num_warps=8))],
+}
 # mma.sync instead of wgmma, and 99 KiB of shared memory on the smaller of these chips.
+_AMPERE_FORWARD = [(64, Config(64, 32, num_stages=3)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))]
 _AMPERE = {
-    "forward": [(64, Config(64, 32, num_stages=3)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))],
+    "forward": _AMPERE_FORWARD,
+    "forward_training": _AMPERE_FORWARD,
     "backward_query": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(32, 32))],
     "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
 }
@@ -76,7 +90,7 @@ TABLE = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
-    "sm_100": _HOPPER,
+    "sm_100": _BLACKWELL,
     "sm_120": _AMPERE,
     "gfx9": _CDNA,
 }

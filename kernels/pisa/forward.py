@@ -21,8 +21,6 @@ import triton.language as tl
 
 from .primitives import (
     accumulate_rows,
-    add_tiles,
-    add_to_memory,
     contiguous_pointer,
     dot_heads,
     group_bounds,
@@ -31,6 +29,7 @@ from .primitives import (
     lse_offset,
     program_work,
     scale_tile,
+    store_sum,
     store_tile,
     zero_tile,
 )
@@ -97,7 +96,7 @@ def pisa_forward(
         reference_outputs: `[B, F + 1, M, H, D]` contiguous, a_i Ô_i for every frame, then Ô_F; when SAVE.
         lse: fp32 `[B, H, F·N + (F + 1)·M]`: of the frames' rows; L_i of the reference's rows for every frame, then
             their lse_F; when SAVE.
-        partials: fp32 `[B, G, 2, M, H, D]`, the reference programs' scratch: Σ a_i Ô_i over a group's frames, and Ô_F.
+        partials: fp32 `[B, G, 2, M, H, D]`, the reference programs' scratch: Σ a_i Ô_i / F over a group, and Ô_F.
             When SPLIT (G > 1) their results replace the first of the two: each group's share of O_ref.
     """
     is_reference, tile, head, batch, index = program_work(
@@ -126,8 +125,7 @@ def pisa_forward(
     accumulator = zero_tile(BLOCK_Q, PV_MAIN, PV_TAIL)
     reference_lse = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     reference_weight = tl.zeros((BLOCK_Q,), tl.float32)  # Σ w_i
-    sum_pointer = contiguous_pointer(partials, (batch * num_groups + index) * 2, first_row, head, num_reference, H, D)
-    own_offset = tl.cast(num_reference, tl.int64) * (H * D)
+    slot = (batch * num_groups + index) * 2  # of the sum Σ a_i Ô_i / F; Ô_F has the next one
     lse_pointer = lse + lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + rows
     for segment in tl.range(num_segments, disable_licm=True):
         frame = tl.where(segment == 0, num_frames, first_frame + segment - 1)
@@ -147,8 +145,10 @@ def pisa_forward(
                 store_tile(pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
                 tl.store(lse_pointer + frame_tokens + frame * num_reference + first_row, joint_lse, mask=in_range)
             # Sums wait in memory: a wide head has no registers for a second accumulator.
-            pointer = sum_pointer + tl.where(segment == 0, own_offset, 0)
-            add_to_memory(pointer, output, segment <= 1, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
+            this_slot = tl.where(segment == 0, slot + 1, slot)
+            pointer = contiguous_pointer(partials, this_slot, first_row, head, num_reference, H, D)
+            output = scale_tile(output, tl.where(segment == 0, 1.0, 1.0 / num_frames), PV_TAIL)
+            store_sum(pointer, output, pointer, segment > 1, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
             reference_weight += tl.exp2(reference_lse - joint_lse)
             reference_lse = tl.where(segment == 0, own_lse, reference_lse)
             tl.debug_barrier()
@@ -158,15 +158,12 @@ def pisa_forward(
 
     out_pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_reference, H, D)
     if is_reference:
-        own = load_tile(sum_pointer + own_offset, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
-        total = load_tile(sum_pointer, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
-        total = add_tiles(total, scale_tile(own, reference_weight[:, None], PV_TAIL), PV_TAIL)
-        output = scale_tile(total, 1.0 / num_frames, PV_TAIL)
-        if SPLIT:
-            tl.debug_barrier()
-            store_tile(sum_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
-        else:
-            store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
+        sum_pointer = contiguous_pointer(partials, slot, first_row, head, num_reference, H, D)
+        own_pointer = contiguous_pointer(partials, slot + 1, first_row, head, num_reference, H, D)
+        own = load_tile(own_pointer, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
+        own = scale_tile(own, reference_weight[:, None] / num_frames, PV_TAIL)
+        destination = sum_pointer if SPLIT else out_pointer
+        store_sum(destination, own, sum_pointer, True, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
     else:
         output = scale_tile(accumulator, 1.0 / row_sum[:, None], PV_TAIL)
         store_tile(out_pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)

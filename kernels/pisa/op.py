@@ -168,10 +168,14 @@ def run_forward(problem: Problem, save: bool, config: Config) -> tuple[Tensor, T
         QK_MAIN=qk_main, QK_TAIL=qk_tail, PV_MAIN=pv_main, PV_TAIL=pv_tail,
         SAVE=save, **problem.constants(config, groups),
     )  # fmt: skip
-    problem.refuse_spills("forward", config, compiled)
+    problem.refuse_spills(_forward_kernel(save), config, compiled)
     if groups > 1:
         problem.sum_groups(partials, out)
     return out, reference_outputs, lse
+
+
+def _forward_kernel(save: bool) -> str:
+    return "forward_training" if save else "forward"
 
 
 def run_row_statistics(
@@ -237,7 +241,7 @@ def _forward(
     """The output, and unless `save` is False the reference's outputs per frame and the log-sum-exp of all rows."""
     problem = Problem(q, k, v, num_frames, num_reference, scale)
     with torch.cuda.device_of(q):
-        return run_forward(problem, save, problem.config("forward"))
+        return run_forward(problem, save, problem.config(_forward_kernel(save)))
 
 
 @_forward.register_fake

@@ -98,19 +98,20 @@ def store_tile(
 
 
 @triton.jit
-def add_to_memory(
-    pointer, tile, is_first, num_rows, STRIDE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    EVEN: tl.constexpr,
+def store_sum(
+    pointer, tile, addend, has_addend, num_rows, STRIDE: tl.constexpr, D: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Adds a tile `[BLOCK, D]` to what memory holds, or if it is the first, stores it."""
+    """Stores a tile `[BLOCK, D]` plus, if there is one, the tile that `addend` points at, main before tail."""
+    BLOCK: tl.constexpr = tile[0].shape[0]
     main = tile[0]
-    if not is_first:
-        main += load_columns(pointer, num_rows, STRIDE, 0, MAIN, D, tile[0].shape[0], EVEN)
+    if has_addend:
+        main += load_columns(addend, num_rows, STRIDE, 0, MAIN, D, BLOCK, EVEN)
     store_columns(pointer, main, num_rows, STRIDE, 0, D, EVEN)
     if TAIL > 0:
         tail = tile[1]
-        if not is_first:
-            tail += load_columns(pointer, num_rows, STRIDE, MAIN, TAIL, D, tile[1].shape[0], EVEN)
+        if has_addend:
+            tail += load_columns(addend, num_rows, STRIDE, MAIN, TAIL, D, BLOCK, EVEN)
         store_columns(pointer, tail, num_rows, STRIDE, MAIN, D, EVEN)
 
 
@@ -131,15 +132,6 @@ def scale_tile(tile, row_scale, TAIL: tl.constexpr):
         return (tile[0] * row_scale, tile[1])
     else:
         return (tile[0] * row_scale, tile[1] * row_scale)
-
-
-@triton.jit
-def add_tiles(a, b, TAIL: tl.constexpr):
-    """The sum of two tiles `[BLOCK, D]`."""
-    if TAIL == 0:
-        return (a[0] + b[0], a[1])
-    else:
-        return (a[0] + b[0], a[1] + b[1])
 
 
 @triton.jit
