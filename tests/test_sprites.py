@@ -1,17 +1,23 @@
 """The sprite world, its measure on truth and on noise, its files, and the suite on the embedded model."""
 
+import importlib
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
+from videomaker.train.config import load_config
+from videomaker.train.default import install
 from videomaker.train.manifest import read_manifest
 from videomaker.train.model import blocks_of_pixels
 
 from videomaker import default_model_path, media
+from videomaker.cli import app
 from videomaker.errors import InputError
 from videomaker.evaluate import SpriteSuite, contact_sheet, evaluate_sprites, reference_gain, sprite_cases
 from videomaker.pipeline import VideoMakerPipeline
@@ -194,3 +200,40 @@ def test_the_anchor_is_the_canvas():
     np.testing.assert_array_equal(back.round().byte().movedim(1, -1).numpy(), canvas)
     with pytest.raises(InputError, match="this VAE has 4"):
         blocks_of_pixels(frames, (1, 4, 8, 8))
+
+
+def test_rows_of_the_ablation_add_up(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    rows = importlib.import_module("ablation").ROWS
+    configs = [load_config("sprites", row.overrides) for row in list(rows.values())[2:]]
+    steps = [
+        (c.method.girl_weight > 0, c.method.reference_cross_attention, c.method.update_motion, c.data.highlight)
+        for c in configs
+    ]
+    assert steps == [tuple(index < switched for index in range(4)) for switched in range(5)]
+    assert not any(config.method.train_all for config in configs)
+
+
+def test_a_new_default_keeps_its_card_and_settings(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "README.md").write_text("the card")
+    (place / "unet").mkdir()
+    (place / "unet" / "old.safetensors").touch()
+    install(default_model_path(), place)
+    assert (place / "README.md").read_text() == "the card"
+    assert {path.name for path in (place / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert not (place / "generation.json").exists()
+
+
+def test_the_commands(tmp_path):
+    run = lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+    assert run("data", "sprites", "--out", tmp_path / "data", "--clips", 1).exit_code == 0
+    assert (tmp_path / "data/manifest.jsonl").is_file()
+    result = run("evaluate", "--clips", 2, "--steps", 1, "--out", tmp_path / "evaluation")
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    assert results["suite"]["num_inference_steps"] == 1 and results["suite"]["clips"] == 2
+    assert (tmp_path / "evaluation/videos.png").is_file()
+    refused = run("evaluate", "--model", tmp_path)
+    assert refused.exit_code == 2 and "unknown model" in refused.output
