@@ -24,18 +24,18 @@ _MAX_LISTED = 3
 
 @dataclass(frozen=True)
 class CoverageReport:
-    """How many of a UNet's tensors a checkpoint holds, by group: `{group: (found, expected)}`."""
+    """How many of a UNet's parameters a checkpoint holds, by group: `{group: (found, expected)}`."""
 
     groups: dict[str, tuple[int, int]]
 
     @property
     def found(self) -> int:
-        """Tensors that the checkpoint gave."""
+        """Parameters that the checkpoint gave."""
         return sum(found for found, _ in self.groups.values())
 
     @property
     def complete(self) -> bool:
-        """Whether all tensors that the method trains were found."""
+        """Whether all parameters that the method trains were found."""
         return all(found == expected for name, (found, expected) in self.groups.items() if name != _FROZEN)
 
     def __str__(self) -> str:
@@ -115,10 +115,12 @@ def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -
     ]
     if wrong:
         raise InputError(f"{len(wrong)} tensors have another shape: {_listed(wrong)}; give the model it was trained on")
+    # Buffers, such as the motion modules' position tables, may be in a checkpoint or not: they are constants.
+    parameters = [name for name, _ in unet.named_parameters()]
     groups = {
         group: (
-            sum(_group(name) == group for name in state),
-            sum(_group(name) == group for name in expected),
+            sum(_group(name) == group and name in state for name in parameters),
+            sum(_group(name) == group for name in parameters),
         )
         for group in (_SPATIAL, _MOTION, _FROZEN)
     }
