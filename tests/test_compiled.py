@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, tiny_scheduler, tiny_vae
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
@@ -136,28 +136,6 @@ def test_artifacts_fit_or_are_refused_with_the_reason(compiled, tmp_path, monkey
     assert "cannot be read" in artifacts.load(tmp_path / "absent", compiled)
 
 
-def test_artifacts_spare_the_compiler(tmp_path):
-    """A graph that another process compiled comes from its artifacts, not from the compiler."""
-    from torch._inductor.utils import fresh_cache
-
-    def graph():
-        torch._dynamo.reset()
-        counters.clear()
-        static = StaticGraph("the VAE decoder", pipe.vae.post_quant_conv, mode="default")
-        static.open = True
-        static(torch.ones(1, 4, 16, 16))
-        return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
-
-    pipe = tiny_pipeline().to(torch.float64)  # no other test compiles for it
-    with torch.no_grad():
-        with fresh_cache():
-            assert graph() == (0, 1)
-            folder = artifacts.save(tmp_path / "saved", pipe)
-        with fresh_cache():
-            assert artifacts.load(folder, pipe) == "loaded"
-            assert graph() == (1, 0)
-
-
 @pytest.mark.parametrize("height", [8, 9], ids=["even", "odd"])
 @pytest.mark.parametrize("with_reference", [True, False], ids=["text-for-all", "text-for-frames"])
 def test_static_step_is_the_guided_prediction_and_the_schedulers_update(height, with_reference):
@@ -176,6 +154,18 @@ def test_static_step_is_the_guided_prediction_and_the_schedulers_update(height, 
             states = project_text(unet, text)
             ours, _ = denoising_step(unet, latents, reference, t.reshape(1), weights[i], guidance, states)
             assert relative_error(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_ddim_is_linear_in_latents_and_prediction(prediction_type):
+    scheduler = DDIMScheduler.from_config(tiny_scheduler().config, prediction_type=prediction_type)
+    scheduler.set_timesteps(7)
+    latents, prediction = torch.randn(2, 5)
+    for t, (of_latents, of_prediction) in zip(
+        scheduler.timesteps, ddim_weights(scheduler, scheduler.timesteps), strict=True
+    ):
+        expected = scheduler.step(prediction, t, latents).prev_sample
+        torch.testing.assert_close(of_latents * latents + of_prediction * prediction, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reused_inner_blocks_run_at_every_other_step_only(eager):
@@ -281,3 +271,26 @@ def test_captured_graphs_give_the_numbers_of_eager():
     ours.compile([Bucket(num_frames=FRAMES, height=SIZE, width=SIZE, batch=2)])
     for seeds in ((1, 2), (3, 4)):
         assert relative_error(run(ours, seeds=seeds), run(eager, seeds=seeds)) < 10 * TOLERANCE  # TF32 convolutions
+
+
+def test_artifacts_spare_the_compiler(tmp_path):
+    """A graph that another process compiled comes from its artifacts, not from the compiler."""
+    from torch._inductor.utils import fresh_cache
+
+    def compilations_and_hits():
+        count = lambda: (counters["inductor"]["fxgraph_cache_miss"], counters["aot_autograd"]["autograd_cache_hit"])
+        compilations, hits = count()
+        torch._dynamo.reset()  # or the graph in memory would serve, as it should; hence the last of the tests
+        graph = StaticGraph("a convolution", tiny_vae().post_quant_conv, mode="default")
+        graph.open = True
+        graph(torch.ones(1, 4, 16, 16))
+        return count()[0] - compilations, count()[1] - hits
+
+    pipe = one_level_pipeline()
+    with torch.no_grad():
+        with fresh_cache():
+            assert compilations_and_hits() == (1, 0)
+            folder = artifacts.save(tmp_path / "saved", pipe)
+        with fresh_cache():
+            assert artifacts.load(folder, pipe) == "loaded"
+            assert compilations_and_hits() == (0, 1)
