@@ -5,6 +5,9 @@ Parity with the reference is in test_parity.py. Without a GPU the kernels run in
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,6 +202,15 @@ def test_spilling_configurations_are_not_chosen_again(monkeypatch: pytest.Monkey
     assert capped.max_registers == 128
     configs.refuse("forward", 40, capped)
     assert configs.choose_config("forward", **shape, num_reference=64).max_registers is None
+
+
+def test_hopper_kernels_use_wgmma_and_do_not_spill() -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "bench/static.py", "--arch", "sm_90", "--head-dim", "40", "--json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)["kernels"]
+    assert {kernel["kernel"] for kernel in kernels if "wgmma" in kernel["matrix"]} == set(configs.KERNELS)
 
 
 @pytest.mark.gpu
