@@ -16,6 +16,8 @@ from .configs import KERNELS, Config, is_refused, store_tuned, tuned_configs, tu
 from .op import Problem, pisa_triton, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 
+@torch.inference_mode(False)  # gradients are checked too, wherever the call comes from
+@torch.enable_grad()
 def autotune(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float | None = None
 ) -> dict[str, Config]:
