@@ -1,5 +1,7 @@
 """Everything that needs a GPU, in one command under nine minutes: `make gpu`.
 
+Where diffusers is installed, at most five more minutes go to the compiled pipeline at full size.
+
 Stages run one after the other, each in a process and under a time limit of its own, so that the failure of one leaves
 the others' results. Writes bench/results/<gpu>-<date>.json and, with matplotlib, a plot beside it. Exit code 0 when
 every stage passed, 1 when one failed, 2 when there is no GPU. `--dry-run` walks through the stages with tiny shapes on
@@ -27,6 +29,7 @@ CHECKS = str(BENCH / "gpu_checks.py")
 FUZZ_SHAPES = 200
 # Seconds; together below nine minutes.
 LIMITS = {"tests": 110, "shapes": 70, "fuzz": 70, "features": 45, "memcheck": 50, "racecheck": 50, "attn": 140}
+INFERENCE_LIMIT = 300  # compiles Stable Diffusion 1.5 three times
 DRY_RUN_LIMIT = 600  # the interpreter is slow, and so are the machines of a CI
 ATTN_LAST_CASE = 45  # seconds that a case of bench/attn.py, begun within its budget, may still take
 
@@ -52,10 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", choices=LIMITS, default=list(LIMITS), help="only these")
+    parser.add_argument(
+        "--stages", nargs="+", choices=[*LIMITS, "inference"], default=default_stages(), help="only these"
+    )
     parser.add_argument("--output", type=Path, default=BENCH / "results", metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
     return parser.parse_args(arguments)
+
+
+def default_stages() -> list[str]:
+    """All stages that this Python has the packages for."""
+    return [*LIMITS, *(["inference"] if importlib.util.find_spec("diffusers") else [])]
 
 
 def find_device(options: argparse.Namespace) -> str | None:
@@ -80,6 +90,11 @@ def command(name: str, record: Path, options: argparse.Namespace) -> list[str] |
         budget = str(LIMITS["attn"] - ATTN_LAST_CASE)
         attn = [sys.executable, str(BENCH / "attn.py"), "--json", str(record), "--budget", budget, "--seconds", "0.2"]
         return [*attn, "--device", "cpu", "--case", "1,2,16,16,16", "--seconds", "0.01"] if options.dry_run else attn
+    if name == "inference":
+        inference = [sys.executable, str(BENCH / "inference.py"), "--json", str(record)]
+        tiny = ["--device", "cpu", "--paths", "ours", "--frames", "2", "--steps", "1", "--seconds", "0"]
+        full = ["--profile", "--seconds", "1", "--budget", str(INFERENCE_LIMIT - 100)]
+        return [*inference, *(tiny if options.dry_run else full)]
     count = "4" if options.dry_run else str(FUZZ_SHAPES)
     fuzz = ["--count", count, "--seconds", str(LIMITS["fuzz"] - 15)] if name == "fuzz" else []
     return [sys.executable, CHECKS, name, "--record", str(record), *fuzz, *dry_run]
@@ -87,7 +102,7 @@ def command(name: str, record: Path, options: argparse.Namespace) -> list[str] |
 
 def run_stage(name: str, record: Path, options: argparse.Namespace) -> dict[str, object]:
     """Run one stage in a process, killed with its children at the time limit; what it printed last is kept."""
-    limit = DRY_RUN_LIMIT if options.dry_run else LIMITS[name]
+    limit = DRY_RUN_LIMIT if options.dry_run else LIMITS.get(name, INFERENCE_LIMIT)
     print(f"\n=== {name}, at most {limit} s ===", flush=True)
     arguments, start = command(name, record, options), time.time()
     if arguments is None:
