@@ -1,4 +1,4 @@
-"""Small videos with their manifest, for tests of training."""
+"""Small videos and manifests for tests of the training data and of training."""
 
 from __future__ import annotations
 
@@ -8,29 +8,62 @@ from pathlib import Path
 import av
 import numpy as np
 
-SIZE = 32  # pixels
+SIZE = 32  # pixels, of the test videos
+
+
+def index_picture(index: int) -> np.ndarray:
+    """A frame that tells its own index: 8 bars, white for a 1 of the binary number, which survives H.264."""
+    bits = np.array([255 * (index >> bit & 1) for bit in range(8)], np.uint8)
+    return np.broadcast_to(bits.repeat(SIZE // 8)[None, :, None], (SIZE, SIZE, 3))
+
+
+def picture_index(image) -> int:
+    bars = np.asarray(image, float).mean((0, 2)).reshape(8, -1).mean(1)
+    return sum(1 << bit for bit in range(8) if bars[bit] > 128)
+
+
+def write_video(path, num_frames, **settings):
+    """A video whose frames show their index; `settings` are those of `encode`."""
+    return encode(path, [index_picture(index) for index in range(num_frames)], **settings)
+
+
+def encode(path, pictures, *, codec="libx264", pts=None, options=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+        for index, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts = pts[index] if pts else index
+            container.mux(stream.encode(frame))
+        if pictures:
+            container.mux(stream.encode())
+    return path
+
+
+def write_lines(path, lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
 
 
 def write_clips(folder: Path, *, train: int = 4, held_out: int = 2, num_frames: int = 8) -> Path:
-    """Writes clips of a moving random pattern; returns the manifest."""
-    folder.mkdir(parents=True)
+    """Clips of a random pattern that moves, of two splits; returns their manifest."""
     rng = np.random.default_rng(0)
     lines = []
     for number in range(train + held_out):
         pattern = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
-        _write_video(folder / f"{number}.mp4", [np.roll(pattern, 4 * i, axis=1) for i in range(num_frames)])
+        encode(folder / f"{number}.mp4", [np.roll(pattern, 4 * i, axis=1) for i in range(num_frames)])
         split = "train" if number < train else "val"
         about = {"caption": f"pattern {number} moves", "num_frames": num_frames, "split": split}
         lines.append({"video": f"{number}.mp4", **about})
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return manifest
+    return write_lines(folder / "manifest.jsonl", lines)
 
 
-def _write_video(path: Path, frames: list[np.ndarray]) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+def damage(path):
+    """Overwrites the second half of the pictures; the header stays."""
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    start += (len(content) - start) // 2
+    path.write_bytes(content[:start] + bytes(len(content) - start))
