@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .library import KERNELS, Kernel, choose_kernel
 
-# Tokens in one call on a GPU: enough to fill it, few enough to keep the partials' outputs small.
-TOKENS_AT_ONCE = 1 << 15
+# Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
+CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
 
 
 def pisa_partials(
@@ -171,9 +171,10 @@ def _split(tensors: Iterable[Tensor], num_frames: int, num_ref_tokens: int) -> t
 
 
 def _groups(frames: Tensor, num_ref_tokens: int) -> Iterator[slice]:
-    """The frames to hand to the library at once: one by one on a CPU, which a single frame keeps busy."""
+    """The frames to hand to the library at once."""
     num_frames, _, frame_tokens, _ = frames.shape
-    size = 1 if frames.device.type == "cpu" else max(1, TOKENS_AT_ONCE // max(frame_tokens, num_ref_tokens))
+    tokens = CPU_TOKENS if frames.device.type == "cpu" else GPU_TOKENS
+    size = max(1, tokens // max(frame_tokens, num_ref_tokens))
     return (slice(start, start + size) for start in range(0, num_frames, size))
 
 
