@@ -510,6 +510,8 @@ def test_the_stages_before_the_method_train_and_export(trainer, task, tmp_path):
         assert exported.config.scaling_factor == pytest.approx(1 / made.means["latent_std"])
     for name, value in weights(made).items():
         assert torch.equal(exported.state_dict()[name.removeprefix(f"{part}.")], value)
+    with pytest.raises(InputError, match="name a folder"):
+        export_run(tmp_path / "run", tmp_path / "file.safetensors")
 
 
 @pytest.mark.parametrize(

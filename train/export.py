@@ -92,6 +92,8 @@ def export_run(
     if task == "subject" and not (whole or run.config.method.train_all):
         return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
+    if out.suffix == ".safetensors":
+        raise InputError(f"{out} is a file, but this run trained every parameter and gives a folder; name a folder")
     with atomic_directory(out) as temporary:
         _loaded(run, state).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
         if task != "autoencoder":
