@@ -117,11 +117,6 @@ def test_second_derivative_is_refused() -> None:
         gradient.sum().backward()
 
 
-def test_negative_scale() -> None:
-    q, k, v = (x.detach() for x in fused_inputs())
-    torch.testing.assert_close(op.pisa_triton(q, k, v, FRAMES, REFERENCE, -SCALE), attend(-q, k, v))
-
-
 def test_float64_is_refused() -> None:
     assert "float64" in op.triton_unavailable_reason(torch.empty(1, 1, 1, 8, dtype=torch.float64, device=DEVICE))
 

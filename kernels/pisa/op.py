@@ -23,15 +23,12 @@ LOG2_E = math.log2(math.e)
 def pisa_triton(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float) -> Tensor:
     """PISA attention by the fused kernels; see `pisa_attention` for the arguments, which are validated already.
 
-    Under autocast q, k and v are cast as by PyTorch's own attention. The second derivative is not implemented. With
+    `scale` is positive: the kernels take the maximum before they scale. The second derivative is not implemented. With
     VIDEOMAKER_AUTOTUNE=1 in the environment, the first call for a shape family tunes the kernels (minutes).
     """
-    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    dtype = q.dtype
     if INTERPRETED and dtype == torch.bfloat16:  # Triton's interpreter cannot multiply bfloat16 matrices
         q, k, v = q.float(), k.float(), v.float()
-    if scale < 0:  # the kernels take the maximum before they scale
-        q, scale = -q, -scale
     if os.environ.get("VIDEOMAKER_AUTOTUNE") == "1" and not torch.compiler.is_compiling():
         from .autotune import autotune_once
 
