@@ -224,6 +224,9 @@ def test_a_new_default_keeps_its_card_and_settings(tmp_path):
     assert (place / "README.md").read_text() == "the card"
     assert {path.name for path in (place / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     assert not (place / "generation.json").exists()
+    with pytest.raises(FileNotFoundError):
+        install(tmp_path / "broken", place)
+    assert (place / "unet" / "config.json").is_file()  # what was there stays whole
 
 
 def test_the_commands(tmp_path):

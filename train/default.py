@@ -15,6 +15,7 @@ from pathlib import Path
 from videomaker.train.export import export_run
 
 from videomaker import default_model_path
+from videomaker.files import atomic_directory
 from videomaker.sprites.dataset import write_dataset
 from videomaker.sprites.model import write_untrained_model
 
@@ -25,11 +26,13 @@ SUBJECT = Path("runs/sprites")
 
 
 def install(pipeline: Path, place: Path) -> None:
-    """Replaces the components of the model in `place`; its README.md and generation.json stay."""
-    for component in COMPONENTS:
-        shutil.rmtree(place / component, ignore_errors=True)
-        shutil.copytree(pipeline / component, place / component)
-    shutil.copy(pipeline / "model_index.json", place)
+    """Puts a new model in `place`, whole or not at all; README.md and generation.json of the old one stay."""
+    with atomic_directory(place) as temporary:
+        for component in COMPONENTS:
+            shutil.copytree(pipeline / component, temporary / component)
+        shutil.copy(pipeline / "model_index.json", temporary)
+        for kept in filter(Path.is_file, (place / "README.md", place / "generation.json")):
+            shutil.copy(kept, temporary)
 
 
 def main() -> None:
@@ -46,7 +49,7 @@ def main() -> None:
         script = Path(__file__).with_name("main.py")
         subprocess.run([sys.executable, script, "--config", preset, *options.overrides], check=True)
     install(export_run(SUBJECT, SUBJECT / "default", dtype="fp16", whole=True), options.place)
-    print(f"{options.place} holds the new model; measure it with: videomaker evaluate")
+    print(f"{options.place} holds the new model; run videomaker evaluate, and correct its README.md")
 
 
 if __name__ == "__main__":
