@@ -30,7 +30,7 @@ install: $(READY)  ## .venv with the package (editable), training and developmen
 .ready-%:
 	$(PY) -m pip install -q -e . --no-deps --no-build-isolation
 
-demo: $(READY)   ## one video from an embedded model and a bundled picture: outputs/demo
+demo: $(READY)   ## videos of three bundled pictures by the embedded model: outputs/demo
 	$(PY) -P -m videomaker generate --reference videomaker/assets --prompt videomaker/assets/prompts.txt \
 		--combine pairs --contact-sheet --overwrite --output outputs/demo
 
