@@ -132,7 +132,6 @@ class TrainConfig:
     preset: str = ""
     output: str = ""  # the run's folder
     task: Literal["subject", "text", "autoencoder"] = "subject"
-    dataset: Literal["manifest", "sprites"] = "manifest"
     seed: int = 0
     steps: int = 150_000
     batch_size: int = 4  # clips per optimizer step, over all devices
@@ -216,7 +215,7 @@ def sprites_vae() -> TrainConfig:
     return replace(
         _sprites(),
         task="autoencoder",
-        steps=4000,
+        steps=1500,
         batch_size=2,
         micro_batch_size=2,
         model=ModelConfig(path="runs/sprites-untrained", from_scratch=("vae",)),

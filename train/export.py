@@ -175,9 +175,9 @@ tags: [{config.task}, video-generation]
 
 def _data_line(run: Run) -> str:
     data = run.config.data
-    clips = run.found.state["data"].get("num_clips", "an endless stream of")
+    clips = run.found.state["data"]["num_clips"]
     return (
-        f"`{data.manifest or run.config.dataset}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
+        f"`{data.manifest}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
         f"stride {data.frame_stride}, {data.width}×{data.height}"
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from videomaker.errors import InputError
 
 from . import checkpoint as checkpoints
 from .config import DataConfig, TrainConfig
+from .dataset import build_dataset, build_loader
 from .engine import deepspeed_json, initialize, learning_rate
 from .evaluation import Evaluation
 from .guards import LossGuard, StopRequest, Watchdog
@@ -23,7 +23,6 @@ from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae,
 from .monitor import Monitor, memory_gib
 from .step import draw, generator
 
-_DATASETS = {"manifest": "videomaker.train.dataset", "sprites": "videomaker.sprites.dataset"}
 
 _ADVICE = (
     "try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, precision=bf16 instead of fp16, or look at "
@@ -76,14 +75,13 @@ class Trainer:
 
     def build_loader(self, data: DataConfig, *, seed: int, batch_size: int):
         """The endless loader of this rank over `data`."""
-        module = import_module(_DATASETS[self.config.dataset])
         where = {"rank": self.rank, "world_size": self.world_size}
-        dataset = module.build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
-        if self.pipeline is not None and data.long_captions == "error" and self.config.dataset == "manifest":
+        dataset = build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
+        if self.pipeline is not None and data.long_captions == "error":
             from .manifest import check_captions
 
             check_captions(dataset.clips, self.pipeline.tokenizer)
-        return module.build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
+        return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
 
     def _open_cache(self, data: DataConfig):
         if not data.cache or self.pipeline is None:
@@ -254,7 +252,8 @@ class Trainer:
     def learner_inputs(self, batch: dict[str, Any], keys: Sequence[tuple[int, ...]]) -> tuple:
         """The arguments of the learner's forward for a batch whose clips have these keys."""
         if self.config.task == "autoencoder":
-            frames = batch["pixel_values"].to(self.device).transpose(1, 2).flatten(0, 1)
+            pictures = torch.cat([batch["pixel_values"], batch["reference"]], dim=2)  # it will encode references, too
+            frames = pictures.to(self.device).transpose(1, 2).flatten(0, 1)
             return frames, generator(self.device, "posterior", *keys[0])
         latents = self._latents(batch, "latents", "pixel_values", keys)
         reference = (
