@@ -202,6 +202,8 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     pipeline.text_encoder.requires_grad_(model.train_text_encoder)
     if model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if model.compile:
+        unet.compile(dynamic=False)  # a run has few shapes and keeps them
     return Denoiser(
         unet,
         pipeline.text_encoder if model.train_text_encoder else None,
