@@ -25,9 +25,12 @@ from measure import environment
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from videomaker.train.config import load_config
+from tqdm import tqdm
+from videomaker.train.cache import open_cache
+from videomaker.train.config import TrainConfig, load_config
 from videomaker.train.dataset import build_dataset, build_loader
-from videomaker.train.model import encode_latents
+from videomaker.train.engine import learning_rate, set_numerics
+from videomaker.train.model import encode_latents, load_pipeline
 from videomaker.train.step import add_noise, draw, target
 
 from videomaker import media
@@ -113,39 +116,59 @@ class RivalPipeline(VideoMakerPipeline):
         )
 
 
-def train_rival(config, folder: Path) -> None:
-    """Trains the rival's tokens and `attn2` with the loss, clips and steps of the other rows."""
-    pipe = VideoMakerPipeline.from_pretrained(config.model.path)
-    unet, alphas = pipe.unet, pipe.scheduler.alphas_cumprod
+def train_rival(config: TrainConfig, folder: Path) -> None:
+    """Trains the rival's tokens and `attn2` with the loss, clips, steps and optimizer settings of the other rows."""
+    set_numerics(config, torch.device("cpu"))
     torch.manual_seed(config.seed)
-    tokens = CrossAttentionRival(unet.config.in_channels, unet.config.cross_attention_dim)
-    unet.requires_grad_(False)
-    trained = {name: p for name, p in unet.named_parameters() if ".attn2." in name and "motion_modules" not in name}
+    pipe = load_pipeline(config.model, dtype=torch.float32, seed=config.seed)
+    unet, settings = pipe.unet.requires_grad_(False), config.optimizer
+    rival = nn.ModuleDict({"tokens": CrossAttentionRival(unet.config.in_channels, unet.config.cross_attention_dim)})
+    trained = {f"unet.{name}": p for name, p in unet.named_parameters() if ".attn2." in name and "motion" not in name}
+    trained |= dict(rival.named_parameters())
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW([*tokens.parameters(), *trained.values()], lr=config.optimizer.learning_rate)
-    loader = build_loader(build_dataset(config.data, seed=config.seed), batch_size=config.batch_size, num_workers=0)
-    for step, batch in zip(range(config.steps), loader, strict=False):
-        keys = [(config.seed, step * config.batch_size + i) for i in range(config.batch_size)]
-        with torch.no_grad():
-            clean = encode_latents(pipe.vae, batch["pixel_values"], keys, "latents")
-            reference = encode_latents(pipe.vae, batch["reference"], keys, "reference_latents")
-            text = pipe.encode_prompt(list(batch["caption"]), "cpu", 1, False)[0]
-        draws = draw(
-            config.method, clean.shape[1:], reference.shape[1:], keys=keys, num_train_timesteps=1000, device="cpu"
-        )
-        reference = reference.masked_fill(draws.drop_image.view(-1, 1, 1, 1, 1), 0)
-        noised = add_noise(clean, draws.noise, draws.timestep, alphas)
-        condition = torch.cat([text, tokens(reference)], dim=1)
-        predicted, _ = predict_noise(unet, noised, torch.zeros_like(reference), draws.timestep, condition)
-        wanted = target(pipe.scheduler.config.prediction_type, clean, draws.noise, draws.timestep, alphas)
-        loss = nn.functional.mse_loss(predicted, wanted)
+    if config.model.compile:
+        unet.compile(dynamic=False)
+    average = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(
+        trained.values(), betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+    )
+    cache = open_cache(config.data, vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    dataset = build_dataset(config.data, seed=config.seed, cache=cache)
+    loader = build_loader(dataset, batch_size=config.batch_size, num_workers=0)
+    steps = tqdm(range(config.steps), desc=folder.name, unit="step")
+    for step, batch in zip(steps, loader, strict=False):
+        loss = rival_loss(pipe, rival["tokens"], batch, config, step)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(trained.values(), settings.clip)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step, config.steps)
         optimizer.step()
+        for name, parameter in trained.items():
+            average[name].lerp_(parameter.detach(), 1 - settings.ema_decay)
     with atomic_path(folder / "rival.safetensors") as path:
-        state = {f"tokens.{name}": p for name, p in tokens.named_parameters()}
-        save_file({**state, **{f"unet.{name}": p for name, p in trained.items()}}, path)
+        save_file(average, path)
+
+
+def rival_loss(
+    pipe: VideoMakerPipeline, tokens: CrossAttentionRival, batch: dict, config: TrainConfig, step: int
+) -> torch.Tensor:
+    """The video loss of one batch, with the reference as tokens after the text and a zero latent as the extra frame."""
+    keys = [(config.seed, step * config.batch_size + i) for i in range(config.batch_size)]
+    clean, alphas = batch["latents"], pipe.scheduler.alphas_cumprod
+    reference = encode_latents(pipe.vae, batch["reference"], keys, "reference_latents")
+    draws = draw(
+        config.method, clean.shape[1:], reference.shape[1:], keys=keys, num_train_timesteps=len(alphas), device="cpu"
+    )
+    reference = reference.masked_fill(draws.drop_image.view(-1, 1, 1, 1, 1), 0)
+    empty = pipe.encode_prompt("", "cpu", 1, False)[0]
+    text = torch.where(draws.drop_text.view(-1, 1, 1), empty, batch["prompt_embeds"])
+    noised = add_noise(clean, draws.noise, draws.timestep, alphas)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "autocast"):
+        condition = torch.cat([text, tokens(reference)], dim=1)
+        predicted, _ = predict_noise(pipe.unet, noised, torch.zeros_like(reference), draws.timestep, condition)
+    wanted = target(pipe.scheduler.config.prediction_type, clean, draws.noise, draws.timestep, alphas)
+    return nn.functional.mse_loss(predicted.float(), wanted)
 
 
 def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:

@@ -228,9 +228,10 @@ def sprites_vae() -> TrainConfig:
 def sprites_base() -> TrainConfig:
     """Text to video in the sprite world: every parameter, no reference."""
     return replace(
-        _sprites(),
+        _cached_sprites(),
         task="text",
         steps=2000,
+        batch_size=16,
         model=ModelConfig(
             path="runs/sprites-untrained", vae="runs/sprites-vae/export", from_scratch=("unet",), **_SPRITE_SPEED
         ),
@@ -241,7 +242,7 @@ def sprites_base() -> TrainConfig:
 def sprites() -> TrainConfig:
     """PISA and GIRL on the sprite base. So small a base knows too little to stay frozen: every parameter trains."""
     return replace(
-        _sprites(),
+        _cached_sprites(),
         steps=40_000,
         model=ModelConfig(path="runs/sprites-base/export", **_SPRITE_SPEED),
         method=MethodConfig(train_all=True, drop_text=0.05, drop_image=0.05, drop_both=0.05, dropped_text="empty"),
@@ -250,6 +251,12 @@ def sprites() -> TrainConfig:
 
 # 64 tokens to a frame: there a repeated reference costs less than many small calls.
 _SPRITE_SPEED = {"attention_backend": "naive", "compile": True, "gradient_checkpointing": False}
+
+
+def _cached_sprites() -> TrainConfig:
+    """With the frames' latents and the captions' embeddings from `videomaker data cache`."""
+    shared = _sprites()
+    return replace(shared, data=replace(shared.data, cache="data/sprites-cache"))
 
 
 def _sprites() -> TrainConfig:

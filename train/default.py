@@ -1,7 +1,7 @@
 """Trains the embedded default model anew and puts it in its place: `make default`.
 
-Draws the clips, then runs the presets sprites-vae, sprites-base and sprites one after another. Every part goes on where
-it was interrupted, and finished parts are left alone. Overrides go to all three runs.
+Draws the clips, runs the preset sprites-vae, encodes the clips with the autoencoder, and runs sprites-base and sprites.
+Every part goes on where it was interrupted, and finished parts are left alone. Overrides go to all three runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from videomaker.train.cache import build_cache, load_encoders
+from videomaker.train.config import load_config
 from videomaker.train.export import export_run
 
 from videomaker import default_model_path
@@ -19,7 +21,6 @@ from videomaker.files import atomic_directory
 from videomaker.sprites.dataset import write_dataset
 from videomaker.sprites.model import write_untrained_model
 
-PRESETS = ("sprites-vae", "sprites-base", "sprites")
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 UNTRAINED = Path("runs/sprites-untrained")
 SUBJECT = Path("runs/sprites")
@@ -35,6 +36,18 @@ def install(pipeline: Path, place: Path) -> None:
             shutil.copy(kept, temporary)
 
 
+def train(preset: str, overrides: list[str]) -> None:
+    """Runs a preset in a process of its own, from where it stopped."""
+    script = Path(__file__).with_name("main.py")
+    subprocess.run([sys.executable, script, "--config", preset, *overrides], check=True)
+
+
+def encode_clips() -> None:
+    """Fills the cache of the presets `sprites-base` and `sprites`."""
+    config = load_config("sprites-base")
+    build_cache(config.data, load_encoders(UNTRAINED, vae=Path(config.model.vae)), Path(config.data.cache))
+
+
 def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,9 +58,10 @@ def main() -> None:
     write_dataset(Path("data/sprites"), clips=options.clips)
     if not UNTRAINED.is_dir():
         write_untrained_model(UNTRAINED)
-    for preset in PRESETS:
-        script = Path(__file__).with_name("main.py")
-        subprocess.run([sys.executable, script, "--config", preset, *options.overrides], check=True)
+    train("sprites-vae", options.overrides)
+    encode_clips()
+    train("sprites-base", options.overrides)
+    train("sprites", options.overrides)
     install(export_run(SUBJECT, SUBJECT / "default", dtype="fp16", whole=True), options.place)
     print(f"{options.place} holds the new model; run videomaker evaluate, and correct its README.md")
 

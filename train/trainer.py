@@ -23,7 +23,6 @@ from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae,
 from .monitor import Monitor, memory_gib
 from .step import draw, generator
 
-
 _ADVICE = (
     "try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, precision=bf16 instead of fp16, or look at "
     "the clips of the last steps; the last checkpoint is from before the trouble"
