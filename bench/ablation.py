@@ -1,17 +1,19 @@
 """The rows of the paper's Table 3 in miniature: each trained on the same base, clips and steps, and measured.
 
-    python bench/ablation.py                                  after `make default` or its first four commands
+    python bench/ablation.py                                  after `make default` or its first three stages
     python bench/ablation.py --steps 4000 --seeds 0 1 2 --rows "PISA" "+ GIRL"
+    python bench/ablation.py --report                         the table and the figure of what is measured so far
     python bench/ablation.py --steps 2 --clips 4 --seeds 0    does it run at all?
 
 Rows add up from "PISA" downwards. A row is a run of `train/main.py` with overrides, so an interrupted ablation goes on
-where it stopped; finished rows are not trained or measured again. Prints a table, and writes a JSON document, and a
+where it stopped; finished rows are not trained or measured again. Prints a table, and writes it, a JSON document, and a
 figure of the same subject and prompt over the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -40,7 +42,16 @@ from videomaker.files import atomic_path
 from videomaker.pipeline import VideoMakerPipeline
 
 ROOT = Path(__file__).parents[1]
-MEASURES = ("identity", "motion", "background", "copied_background", "temporal_consistency", "dynamic")
+MEASURES = {
+    "identity": "identity",
+    "pattern": "pattern",
+    "colour_distance": "colour distance",
+    "reference_gain": "reference gain",
+    "motion": "motion",
+    "background": "background",
+    "copied_background": "copied background",
+    "temporal_consistency": "temporal consistency",
+}
 
 
 @dataclass(frozen=True)
@@ -173,14 +184,14 @@ def rival_loss(
 
 def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:
     """Trains the row, or takes the finished one; returns it ready to generate."""
-    folder = options.out / "runs" / f"{_slug(name)}-{seed}"
+    folder = _folder(options, name, seed)
     overrides = [
         *row.overrides,
         f"output={folder}",
         f"seed={seed}",
         f"steps={options.steps}",
         f"model.path={options.base}",
-        f"data.manifest={options.manifest}",
+        *options.set,
         "validation.every=0",
     ]
     if row.rival:
@@ -207,61 +218,98 @@ def _rival(folder: Path, config) -> RivalPipeline:
     return pipe
 
 
-def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict:
-    """The row's measures with this seed; reads them when they are already there."""
-    path = options.out / "runs" / f"{_slug(name)}-{seed}" / "measures.json"
-    if not path.is_file():
-        pipe = train_row(name, row, seed, options)
-        pipe.set_progress_bar_config(disable=True)
-        suite = SpriteSuite(clips=options.clips, reference=row.reference)
-        results, videos = evaluate_sprites(pipe, suite)
-        Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_name("first.png"))
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(results), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> None:
+    """Trains and measures the row with this seed, unless its measures are already there."""
+    path = _folder(options, name, seed) / "measures.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if (before["steps"], before["suite"]["clips"]) != (options.steps, options.clips):
+            raise SystemExit(
+                f"{path} is of {before['steps']} steps, {before['suite']['clips']} clips: give another --out"
+            )
+        return
+    pipe = train_row(name, row, seed, options)
+    pipe.set_progress_bar_config(disable=True)
+    suite = SpriteSuite(clips=options.clips, reference=row.reference)
+    results, videos = evaluate_sprites(pipe, suite)
+    Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_name("first.png"))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"steps": options.steps, **results}), encoding="utf-8")
 
 
-def figure(rows: Sequence[str], options: argparse.Namespace) -> Image.Image:
-    """The first subject and prompt of the suite over the rows, with the first seed."""
+def measured(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
+    """The measures that are there, by row and seed."""
+    found = {name: {seed: _folder(options, name, seed) / "measures.json" for seed in options.seeds} for name in ROWS}
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    finished = {name: {seed: read(path) for seed, path in of.items() if path.is_file()} for name, of in found.items()}
+    return {name: of_row for name, of_row in finished.items() if of_row and name in options.rows}
+
+
+def table(results: dict[str, dict[int, dict]]) -> str:
+    """Markdown: mean over the seeds, and the sample standard deviation where there is more than one."""
+    lines = ["| | seeds | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 2) + "|"]
+    for name, runs in results.items():
+        cells = [_cell([_value(run, measure) for run in runs.values()]) for measure in MEASURES]
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(run: dict, measure: str) -> float:
+    gains = run["reference_gain"]
+    return run[measure] if measure != "reference_gain" else float(np.mean(list(gains.values()))) if gains else np.nan
+
+
+def _cell(values: Sequence[float]) -> str:
+    if np.isnan(values).any():
+        return "—"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def figure(results: dict[str, dict[int, dict]], options: argparse.Namespace) -> Image.Image:
+    """The first subject and prompt of the suite over the rows, each with its first seed."""
     lines = []
-    for name in rows:
+    for name, runs in results.items():
         case = sprite_cases(SpriteSuite(clips=1, reference=ROWS[name].reference))[0]
-        strip = np.asarray(Image.open(options.out / "runs" / f"{_slug(name)}-{options.seeds[0]}" / "first.png"))
+        strip = np.asarray(Image.open(_folder(options, name, min(runs)) / "first.png"))
         frames = np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
         lines.append(media.sheet_row([Image.fromarray(case.portrait)], frames, f"{name}: {case.clip.caption}"))
     return media.contact_sheet(lines)
 
 
-def _slug(name: str) -> str:
-    return "-".join(name.replace("+", "plus").lower().split())
+def _folder(options: argparse.Namespace, name: str, seed: int) -> Path:
+    return options.out / "runs" / f"{'-'.join(name.replace('+', 'plus').lower().split())}-{seed}"
 
 
-def _table(results: dict[str, list[dict]]) -> str:
-    lines = [f"{'':32}" + "".join(f"{name:>22}" for name in MEASURES)]
-    for name, runs in results.items():
-        values = [[run[measure] for run in runs] for measure in MEASURES]
-        lines.append(f"{name:32}" + "".join(f"{np.mean(v):>15.3f} ±{np.std(v):.3f}" for v in values))
-    return "\n".join(lines)
+def write_report(options: argparse.Namespace) -> None:
+    """The table, the JSON document and the figure of what is measured."""
+    results = measured(options)
+    if not results:
+        raise SystemExit(f"nothing is measured in {options.out} yet")
+    print(table(results))
+    document = json.dumps({"environment": environment(torch.device("cpu")), "rows": results}, indent=2) + "\n"
+    for name, text in (("ablation.json", document), ("ablation.md", table(results))):
+        with atomic_path(options.out / name) as path:
+            path.write_text(text, encoding="utf-8")
+    with atomic_path(options.out / "ablation.png") as path:
+        figure(results, options).save(path)
 
 
 def main() -> None:
-    """Trains and measures what is missing, then writes the table, the JSON document and the figure."""
+    """Trains and measures what is missing, then reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("runs/sprites-base/export"), help="text-to-video model")
-    parser.add_argument("--manifest", type=Path, default=Path("data/sprites/manifest.jsonl"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for all rows")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/ablation")
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=200, help="unseen creatures in the measure")
+    parser.add_argument("--clips", type=int, default=100, help="unseen creatures in the measure")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--report", action="store_true", help="only report what is measured so far")
     options = parser.parse_args()
-    results = {name: [measure_row(name, ROWS[name], seed, options) for seed in options.seeds] for name in options.rows}
-    print(_table(results))
-    with atomic_path(options.out / "ablation.json") as path:
-        header = {"environment": environment(torch.device("cpu")), "steps": options.steps, "seeds": options.seeds}
-        path.write_text(json.dumps({**header, "rows": results}, indent=2) + "\n", encoding="utf-8")
-    with atomic_path(options.out / "ablation.png") as path:
-        figure(options.rows, options).save(path)
+    if not options.report:
+        for seed, name in itertools.product(options.seeds, options.rows):
+            measure_row(name, ROWS[name], seed, options)
+    write_report(options)
 
 
 if __name__ == "__main__":
