@@ -201,12 +201,19 @@ def test_a_dropped_reference_has_no_loss_of_its_own():
     torch.testing.assert_close(found["loss"], torch.tensor(1.2))
 
 
-def full_loss_gradients(backend, *, checkpointing, dtype=torch.float64, **method):
+ONE_LEVEL = {
+    "block_out_channels": (32,),
+    "down_block_types": ("CrossAttnDownBlockMotion",),
+    "up_block_types": ("CrossAttnUpBlockMotion",),
+}
+
+
+def full_loss_gradients(backend, *, checkpointing, compiled=False, unet=None, dtype=torch.float64, **method):
     """Gradients of the trained parameters of one micro-batch of two clips, by name."""
-    pipeline = tiny_pipeline().to(dtype=dtype)
+    pipeline = tiny_pipeline(**unet or {}).to(dtype=dtype)
     config = TrainConfig(
         method=MethodConfig(drop_image=0.0, **method),
-        model=ModelConfig(attention_backend=backend, gradient_checkpointing=checkpointing),
+        model=ModelConfig(attention_backend=backend, gradient_checkpointing=checkpointing, compile=compiled),
     )
     learner = prepare_denoiser(pipeline, config)
     learner.alphas_cumprod = learner.alphas_cumprod.to(dtype)
@@ -234,6 +241,14 @@ def test_fused_and_checkpointed_gradients_equal_the_naive_ones():
     assert relative_difference(full_loss_gradients("naive", checkpointing=True), naive) < 1e-6
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_gradients_equal_the_naive_ones(checkpointing):
+    naive = full_loss_gradients("naive", checkpointing=False, unet=ONE_LEVEL)
+    compiled = full_loss_gradients("sdpa", checkpointing=checkpointing, compiled=True, unet=ONE_LEVEL)
+    assert compiled.keys() == naive.keys()
+    assert relative_difference(compiled, naive) < 1e-6
+
+
 def test_what_trains_is_what_the_method_says():
     names = lambda **method: set(full_loss_gradients("naive", checkpointing=False, **method))
     everything, attention = names(), names(update_motion=False)
@@ -254,12 +269,7 @@ class OneClip:
     """The method on one clip with every parameter trained, since a random base knows nothing worth freezing."""
 
     def __init__(self, girl_weight: float, steps: int):
-        one_level = {
-            "block_out_channels": (32,),
-            "down_block_types": ("CrossAttnDownBlockMotion",),
-            "up_block_types": ("CrossAttnUpBlockMotion",),
-        }
-        self.pipeline = tiny_pipeline(**one_level)
+        self.pipeline = tiny_pipeline(**ONE_LEVEL)
         self.pipeline.scheduler.register_to_config(prediction_type="v_prediction")
         self.method = MethodConfig(train_all=True, girl_weight=girl_weight, drop_image=0.0)
         model = ModelConfig(gradient_checkpointing=False, attention_backend="naive")
