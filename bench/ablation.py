@@ -61,6 +61,7 @@ class Row:
     overrides: tuple[str, ...] = ()
     reference: str = "raw"
     rival: bool = False  # reference as cross-attention tokens instead of PISA
+    trained: bool = True  # False: the base as it is
 
 
 def _row(**changes) -> Row:
@@ -80,9 +81,7 @@ _GIRL = {"method__girl_weight": 0.1}
 _TEXT = _GIRL | {"method__reference_cross_attention": True}
 _MOTION = _TEXT | {"method__update_motion": True}
 ROWS = {
-    "no reference": replace(
-        _row(**_MOTION, method__drop_image=1.0, method__drop_text=0.0, method__drop_both=0.0), reference="none"
-    ),
+    "no reference": Row(reference="none", trained=False),
     "cross-attention only": replace(_row(data__highlight=True), rival=True),
     "PISA": _row(),
     "+ GIRL": _row(**_GIRL),
@@ -184,7 +183,9 @@ def rival_loss(
 
 def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:
     """Trains the row, or takes the finished one; returns it ready to generate."""
-    folder = _folder(options, name, seed)
+    if not row.trained:
+        return VideoMakerPipeline.from_pretrained(options.base)
+    folder = options.out / "runs" / _slug(name, seed)
     overrides = [
         *row.overrides,
         f"output={folder}",
@@ -220,7 +221,7 @@ def _rival(folder: Path, config) -> RivalPipeline:
 
 def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> None:
     """Trains and measures the row with this seed, unless its measures are already there."""
-    path = _folder(options, name, seed) / "measures.json"
+    path = _measures(options, name, seed)
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if (before["steps"], before["suite"]["clips"]) != (options.steps, options.clips):
@@ -232,17 +233,20 @@ def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> 
     pipe.set_progress_bar_config(disable=True)
     suite = SpriteSuite(clips=options.clips, reference=row.reference)
     results, videos = evaluate_sprites(pipe, suite)
-    Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_name("first.png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_suffix(".png"))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"steps": options.steps, **results}), encoding="utf-8")
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
     """The measures that are there, by row and seed."""
-    found = {name: {seed: _folder(options, name, seed) / "measures.json" for seed in options.seeds} for name in ROWS}
-    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
-    finished = {name: {seed: read(path) for seed, path in of.items() if path.is_file()} for name, of in found.items()}
-    return {name: of_row for name, of_row in finished.items() if of_row and name in options.rows}
+    results: dict[str, dict[int, dict]] = {}
+    for name, seed in itertools.product(options.rows, options.seeds):
+        path = _measures(options, name, seed)
+        if path.is_file():
+            results.setdefault(name, {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+    return results
 
 
 def table(results: dict[str, dict[int, dict]]) -> str:
@@ -270,14 +274,19 @@ def figure(results: dict[str, dict[int, dict]], options: argparse.Namespace) -> 
     lines = []
     for name, runs in results.items():
         case = sprite_cases(SpriteSuite(clips=1, reference=ROWS[name].reference))[0]
-        strip = np.asarray(Image.open(_folder(options, name, min(runs)) / "first.png"))
+        strip = np.asarray(Image.open(_measures(options, name, min(runs)).with_suffix(".png")))
         frames = np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
         lines.append(media.sheet_row([Image.fromarray(case.portrait)], frames, f"{name}: {case.clip.caption}"))
     return media.contact_sheet(lines)
 
 
-def _folder(options: argparse.Namespace, name: str, seed: int) -> Path:
-    return options.out / "runs" / f"{'-'.join(name.replace('+', 'plus').lower().split())}-{seed}"
+def _slug(name: str, seed: int) -> str:
+    return f"{'-'.join(name.replace('+', 'plus').lower().split())}-{seed}"
+
+
+def _measures(options: argparse.Namespace, name: str, seed: int) -> Path:
+    """What the row's videos measured; the first video is beside it, with the suffix .png."""
+    return options.out / "measures" / f"{_slug(name, seed)}.json"
 
 
 def write_report(options: argparse.Namespace) -> None:

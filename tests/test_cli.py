@@ -276,8 +276,12 @@ def test_model_of_another_kind(run, tmp_path):
             lambda folder: lose_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors"),
             "lacks 11 tensors of unet",
         ),
+        (
+            lambda folder: lose_tensors(folder / "text_encoder" / "model.safetensors", "layer_norm2"),
+            "text_encoder lacks 4 tensors",
+        ),
     ],
-    ids=["no tokenizer", "no config", "cut short", "tensors lost"],
+    ids=["no tokenizer", "no config", "cut short", "tensors lost", "text tensors lost"],
 )
 def test_damaged_model(run, model, tmp_path, damage, words):
     shutil.copytree(model, tmp_path / "model")
@@ -285,8 +289,8 @@ def test_damaged_model(run, model, tmp_path, damage, words):
     refused(run("--model", tmp_path / "model"), words)
 
 
-def lose_tensors(path: Path) -> None:
-    save_file({name: value for name, value in load_file(path).items() if "attn1.to_q" not in name}, path)
+def lose_tensors(path: Path, lost: str = "attn1.to_q") -> None:
+    save_file({name: value for name, value in load_file(path).items() if lost not in name}, path)
 
 
 def test_base_with_motion_adapter_and_weights(run, model, tmp_path):

@@ -200,6 +200,9 @@ def test_prompts_and_references_that_come_again_are_encoded_once(eager):
     assert pictures == [2] and torch.equal(again, first)
     other_seed = run(eager, seeds=(1, 2), generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)])
     assert pictures == [2] and relative_error(other_seed, first) > 1e-3
+    eager.vae.load_state_dict({name: 2 * value for name, value in eager.vae.state_dict().items()})
+    assert relative_error(run(eager, seeds=(1, 2), negative_prompt="dull"), first) > 1e-3
+    assert pictures == [2, 2]  # other weights, other latents
 
 
 def test_offloaded_parts_are_not_compiled(eager):

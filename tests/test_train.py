@@ -391,9 +391,9 @@ def trainer(folder, device, tmp_path, monkeypatch):
     return make
 
 
-def curve(run):
+def curve(run, column="loss"):
     with (run / "metrics.csv").open(newline="") as file:
-        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+        return {int(row["step"]): float(row[column]) for row in csv.DictReader(file)}
 
 
 def weights(trainer):
@@ -433,6 +433,14 @@ def test_a_run_leaves_checkpoints_curves_samples_and_an_export(trainer, tmp_path
     assert fresh.load_videomaker_weights(average).found == len(trained)
     whole = dict(VideoMakerPipeline.from_pretrained(export_run(run, whole=True)).unet.named_parameters())
     assert all(torch.equal(whole[name], value.float()) for name, value in load_file(average).items())
+
+
+def test_the_gradient_norm_is_the_same_with_and_without_zero(trainer, tmp_path):
+    curves = []
+    for stage in (0, 1):
+        assert trainer("steps=2", f"zero.stage={stage}", f"output={tmp_path}/{stage}").run(StopRequest())
+        curves.append(curve(tmp_path / str(stage), "gradient_norm"))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_it(trainer, tmp_path, monkeypatch):

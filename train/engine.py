@@ -209,6 +209,12 @@ def initialize(learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any],
     return engine
 
 
+def plain_gradient_norm(engine) -> torch.Tensor | None:
+    """The gradient's norm before clipping, as the parameters hold it before a step without ZeRO."""
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+
 def gather_trained(engine, kind: str = "weights") -> dict[str, torch.Tensor]:
     """The trained parameters in fp32, whole, on the CPU of rank 0 (empty elsewhere). All ranks must call it.
 

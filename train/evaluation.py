@@ -49,6 +49,7 @@ class Evaluation:
     # --- losses
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # compiling for its few passes would take longer than they do
     def losses(self) -> dict[str, float]:
         """Means over the held-out clips: per noise level, or the VAE's own.
 
@@ -106,6 +107,7 @@ class Evaluation:
         return [batch for part in parts for batch in part]
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
     def write_samples(self, folder: Path) -> None:
         """Writes a video for every prompt and one contact sheet into `folder`; the ranks share the work."""
         rank, world_size = self.trainer.rank, self.trainer.world_size

@@ -16,7 +16,7 @@ from videomaker.errors import InputError
 from . import checkpoint as checkpoints
 from .config import DataConfig, TrainConfig
 from .dataset import build_dataset, build_loader
-from .engine import deepspeed_json, initialize, learning_rate
+from .engine import deepspeed_json, initialize, learning_rate, plain_gradient_norm
 from .evaluation import Evaluation
 from .guards import LossGuard, StopRequest, Watchdog
 from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae, prepare_denoiser, tokenize
@@ -190,10 +190,11 @@ class Trainer:
         optimizer = self.engine.basic_optimizer
         optimizer.refuse, optimizer.refused = bool(objection), False  # fp16 may skip the optimizer by itself
         self._set_learning_rate(optimizer)
+        plain_norm = plain_gradient_norm(self.engine) if self.config.zero.stage == 0 else None
         self.engine.step()
         self.step += 1
         self._count(means["loss"], objection or ("a gradient is not finite" if optimizer.refused else ""))
-        self._report(means, time.perf_counter() - started)
+        self._report(means, time.perf_counter() - started, plain_norm)
         return stopping
 
     def _micro_step(self, batch: dict[str, Any], micro_step: int) -> dict[str, torch.Tensor]:
@@ -231,12 +232,13 @@ class Trainer:
                 f"{self.guard.in_a_row} steps in a row were skipped, the last because {objection}; {_ADVICE}"
             )
 
-    def _report(self, means: dict[str, float], seconds: float) -> None:
+    def _report(self, means: dict[str, float], seconds: float, plain_norm: torch.Tensor | None) -> None:
         clips_per_second = self.config.batch_size / seconds
         gib = memory_gib(self.device)
         self.monitor.step({"loss": means["loss"], "clips/s": clips_per_second, "GiB": gib})
         if self.step % self.config.log.every == 0 or self.step == self.config.steps:
-            norm = self.engine.get_global_grad_norm()  # ZeRO keeps it; without ZeRO there is none
+            norm = self.engine.get_global_grad_norm()  # kept by ZeRO and by the half-precision optimizers
+            norm = plain_norm if norm is None else norm
             extra = {
                 "learning_rate": self.engine.basic_optimizer.param_groups[0]["lr"],
                 "gradient_norm": math.nan if norm is None else float(norm),

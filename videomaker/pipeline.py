@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from .errors import InputError
 from .memory import frames_at_once
 from .posteriors import PosteriorCache
 from .static_step import Approximations, StaticSampler, decode_pictures, denoising_step, prepare_unet
-from .weights import CoverageReport, load_into, read_state_dict
+from .weights import CoverageReport, load_into, load_text_encoder, read_state_dict
 
 # AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
 ANIMATEDIFF_SCHEDULE = {
@@ -107,10 +108,17 @@ class VideoMakerPipeline(AnimateDiffPipeline):
 
         A base gets AnimateDiff's DDIM schedule unless `scheduler` is given. Other arguments are those of diffusers'
         `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            InputError: the text encoder's file lacks tensors.
         """
         adapter = kwargs.get("motion_adapter")
+        dtype = {name: kwargs[name] for name in ("torch_dtype", "dtype") if name in kwargs}
+        text_encoder = Path(pretrained_model_name_or_path, "text_encoder")
+        if "text_encoder" not in kwargs and text_encoder.is_dir():
+            variant = {"variant": kwargs["variant"]} if "variant" in kwargs else {}
+            kwargs["text_encoder"] = load_text_encoder(text_encoder, **dtype, **variant)
         if isinstance(adapter, (str, os.PathLike)):
-            dtype = {name: kwargs[name] for name in ("torch_dtype", "dtype") if name in kwargs}
             kwargs["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtype)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if adapter is not None and "scheduler" not in kwargs:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from .attention import is_spatial_self_attention
 from .errors import InputError
@@ -141,6 +143,18 @@ def load_into(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -> Cover
     report = check_state_dict(unet, state)
     unet.load_state_dict(state, strict=False)
     return report
+
+
+def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextModel:
+    """transformers' `CLIPTextModel.from_pretrained`, which by itself fills tensors that the file lacks at random.
+
+    Raises:
+        InputError: the file lacks tensors.
+    """
+    text_encoder, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}: fetch the whole folder again")
+    return text_encoder
 
 
 def save_partial(
