@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AnimateDiffPipeline
 from measure import environment
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -126,6 +127,14 @@ class RivalPipeline(VideoMakerPipeline):
         )
 
 
+class TextOnlyPipeline(VideoMakerPipeline):
+    """Generates as plain AnimateDiff: a base that never saw a reference should not be shown an empty one either."""
+
+    def __call__(self, prompt: list[str], reference_image_embeds: torch.Tensor, **settings):
+        """As in `AnimateDiffPipeline`; the empty reference is left out."""
+        return AnimateDiffPipeline.__call__(self, prompt, **settings)
+
+
 def train_rival(config: TrainConfig, folder: Path) -> None:
     """Trains the rival's tokens and `attn2` with the loss, clips, steps and optimizer settings of the other rows."""
     set_numerics(config, torch.device("cpu"))
@@ -184,7 +193,7 @@ def rival_loss(
 def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> VideoMakerPipeline:
     """Trains the row, or takes the finished one; returns it ready to generate."""
     if not row.trained:
-        return VideoMakerPipeline.from_pretrained(options.base)
+        return TextOnlyPipeline.from_pretrained(options.base)
     folder = options.out / "runs" / _slug(name, seed)
     overrides = [
         *row.overrides,

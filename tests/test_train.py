@@ -67,6 +67,7 @@ def test_presets_say_what_the_paper_and_its_ablations_say():
 def test_overrides_reach_nested_keys():
     config = load_config("smoke", ["optimizer.learning_rate=3e-4", "data.augmentation.rotation=0", "steps=7"])
     assert (config.optimizer.learning_rate, config.data.augmentation.rotation, config.steps) == (3e-4, 0, 7)
+    assert load_config("sprites", ["data.cache="]).data.cache == ""
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,8 @@ def test_overrides_reach_nested_keys():
         (["optimizer=3"], "optimizer is a group of keys"),
         (["steps"], "write key=value"),
         (["zero.offload=cpu"], "needs zero.stage"),
+        (["zero.stage=3", "model.compile=true"], "needs zero.stage=0, 1 or 2"),
+        (["steps="], "steps=''"),
         (["model.from_scratch=[unet3]"], "'unet3'"),
     ],
 )
