@@ -199,6 +199,16 @@ def test_save_and_reload_keep_processors_and_numbers(tmp_path):
     assert torch.equal(run(again, "a fox", picture()), run(pipe, "a fox", picture()))
 
 
+@pytest.mark.parametrize("asked", [None, torch.float16, {"text_encoder": torch.float16}])
+def test_every_part_loads_in_the_dtype_that_was_asked_for(tmp_path, asked):
+    """float32 by default, whatever the files hold."""
+    tiny_pipeline().to(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    pipe = VideoMakerPipeline.from_pretrained(tmp_path, **{"torch_dtype": asked} if asked else {})
+    everywhere = asked if isinstance(asked, torch.dtype) else torch.float32
+    text = asked["text_encoder"] if isinstance(asked, dict) else everywhere
+    assert (pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (everywhere, everywhere, text)
+
+
 def test_sd15_base_with_motion_adapter(tmp_path):
     """A base as people have it: a 2D UNet and another scheduler; the motion adapter in a folder of its own."""
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ sprites-all. Every part goes on where it was interrupted, and finished parts are
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,10 @@ def install(pipeline: Path, place: Path) -> None:
         shutil.copy(pipeline / "model_index.json", temporary)
         for kept in filter(Path.is_file, (place / "README.md", place / "generation.json")):
             shutil.copy(kept, temporary)
+        for config in (temporary / "model_index.json", *temporary.glob("*/config.json")):
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            settings.pop("_name_or_path", None)  # where it lay on the machine that trained it
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def train(preset: str, overrides: list[str]) -> None:

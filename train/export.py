@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -113,10 +113,13 @@ def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: 
 
 
 def _loaded(run: Run, state: dict[str, torch.Tensor]):
-    """The run's pipeline, or its VAE, with the trained weights in place."""
+    """The run's pipeline, or its VAE, with the trained weights in place.
+
+    How the training computed its attention is not what the weights need: the pipeline goes out with "auto".
+    """
     from .model import load_pipeline, load_vae
 
-    config = run.config
+    config = replace(run.config, model=replace(run.config.model, attention_backend="auto"))
     if config.task == "autoencoder":
         vae = load_vae(config.model, seed=config.seed)
         vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})

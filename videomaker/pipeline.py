@@ -116,8 +116,9 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         dtype = {name: kwargs[name] for name in ("torch_dtype", "dtype") if name in kwargs}
         text_encoder = Path(pretrained_model_name_or_path, "text_encoder")
         if "text_encoder" not in kwargs and text_encoder.is_dir():
-            variant = {"variant": kwargs["variant"]} if "variant" in kwargs else {}
-            kwargs["text_encoder"] = load_text_encoder(text_encoder, **dtype, **variant)
+            kwargs["text_encoder"] = load_text_encoder(
+                text_encoder, dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
+            )
         if isinstance(adapter, (str, os.PathLike)):
             kwargs["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtype)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -510,6 +511,12 @@ class VideoMakerPipeline(AnimateDiffPipeline):
                 f"reference_image_embeds has shape {tuple(embeds.shape)}; it must be "
                 f"[1 or {num_prompts}, {channels}, references, {height // factor}, {width // factor}]"
             )
+
+
+def _text_dtype(options: dict[str, Any]) -> torch.dtype:
+    """The dtype that diffusers would load the text encoder in; transformers would take that of the file."""
+    asked = options.get("torch_dtype") or options.get("dtype") or torch.float32
+    return asked.get("text_encoder", asked.get("default", torch.float32)) if isinstance(asked, dict) else asked
 
 
 def _references_per_prompt(images: Images | list[Images], batched: bool, num_prompts: int) -> list[list]:
