@@ -41,6 +41,7 @@ from videomaker.denoising import predict_noise
 from videomaker.evaluate import SpriteSuite, evaluate_sprites, sprite_cases
 from videomaker.files import atomic_path
 from videomaker.pipeline import VideoMakerPipeline
+from videomaker.weights import sha256
 
 ROOT = Path(__file__).parents[1]
 MEASURES = {
@@ -230,13 +231,11 @@ def _rival(folder: Path, config) -> RivalPipeline:
 
 def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> None:
     """Trains and measures the row with this seed, unless its measures are already there."""
-    path = _measures(options, name, seed)
+    path, setting = _measures(options, name, seed), _setting(options)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if (before["steps"], before["suite"]["clips"]) != (options.steps, options.clips):
-            raise SystemExit(
-                f"{path} is of {before['steps']} steps, {before['suite']['clips']} clips: give another --out"
-            )
+        before = json.loads(path.read_text(encoding="utf-8"))["setting"]
+        if before != setting:
+            raise SystemExit(f"{path} was made with {before}, not {setting}: ask for the same, or give another --out")
         return
     pipe = train_row(name, row, seed, options)
     pipe.set_progress_bar_config(disable=True)
@@ -245,7 +244,13 @@ def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_suffix(".png"))
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"steps": options.steps, **results}), encoding="utf-8")
+        temporary.write_text(json.dumps({"setting": setting, **results}), encoding="utf-8")
+
+
+def _setting(options: argparse.Namespace) -> dict[str, int | str]:
+    """What rows must share to be compared."""
+    base = sha256(options.base / "unet/diffusion_pytorch_model.safetensors")
+    return {"steps": options.steps, "clips": options.clips, "base": base[:12]}
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
