@@ -241,6 +241,8 @@ def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> 
     pipe.set_progress_bar_config(disable=True)
     suite = SpriteSuite(clips=options.clips, reference=row.reference)
     results, videos = evaluate_sprites(pipe, suite)
+    if row.rival:
+        results["reference_gain"] = {}  # it is measured with the reference as a frame, which the rival does not read
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(videos[0], axis=1)).save(path.with_suffix(".png"))
     with atomic_path(path) as temporary:
