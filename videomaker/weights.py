@@ -14,6 +14,7 @@ from diffusers import UNetMotionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from .attention import is_spatial_self_attention
 from .errors import InputError
@@ -151,7 +152,12 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
     Raises:
         InputError: the file lacks tensors.
     """
-    text_encoder, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True, **options)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of many lines gives way to the one below
+    try:
+        text_encoder, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True, **options)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}: fetch the whole folder again")
     return text_encoder
