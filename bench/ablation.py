@@ -3,7 +3,7 @@
     python bench/ablation.py                                  after `make default` or its first three stages
     python bench/ablation.py --steps 4000 --seeds 0 1 2 --rows "PISA" "+ GIRL"
     python bench/ablation.py --report                         the table and the figure of what is measured so far
-    python bench/ablation.py --steps 2 --clips 4 --seeds 0    does it run at all?
+    python bench/ablation.py --steps 2 --clips 4 --seeds 0 --out /tmp/ablation    does it run at all?
 
 Rows add up from "PISA" downwards. A row is a run of `train/main.py` with overrides, so an interrupted ablation goes on
 where it stopped; finished rows are not trained or measured again. Prints a table, and writes it, a JSON document, and a
@@ -324,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("runs/sprites-base/export"), help="text-to-video model")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for all rows")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/ablation")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=100, help="unseen creatures in the measure")
