@@ -33,7 +33,7 @@ from videomaker.train.cache import open_cache
 from videomaker.train.config import TrainConfig, load_config
 from videomaker.train.dataset import build_dataset, build_loader
 from videomaker.train.engine import learning_rate, set_numerics
-from videomaker.train.model import encode_latents, load_pipeline
+from videomaker.train.model import encode_latents, load_pipeline, mixed_precision
 from videomaker.train.step import add_noise, draw, target
 
 from videomaker import media
@@ -184,7 +184,7 @@ def rival_loss(
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     text = torch.where(draws.drop_text.view(-1, 1, 1), empty, batch["prompt_embeds"])
     noised = add_noise(clean, draws.noise, draws.timestep, alphas)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "autocast"):
+    with mixed_precision(config.precision == "autocast", noised.device):
         condition = torch.cat([text, tokens(reference)], dim=1)
         predicted, _ = predict_noise(pipe.unet, noised, torch.zeros_like(reference), draws.timestep, condition)
     wanted = target(pipe.scheduler.config.prediction_type, clean, draws.noise, draws.timestep, alphas)

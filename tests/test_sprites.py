@@ -24,7 +24,7 @@ from videomaker.pipeline import VideoMakerPipeline
 from videomaker.sprites import world
 from videomaker.sprites.dataset import write_dataset
 from videomaker.sprites.measure import Search, distractors, nearest_motion, score_clip, to_canvas
-from videomaker.sprites.model import TEXT_LENGTH, make_tokenizer
+from videomaker.sprites.model import TEXT_LENGTH, make_text_encoder, make_tokenizer
 
 CLIPS = 64
 
@@ -184,10 +184,28 @@ def test_one_clip_is_too_few(embedded):
         evaluate_sprites(embedded, SpriteSuite(clips=1))
 
 
+def captions():
+    return [world.caption(*words) for words in itertools.product(world.SIZES, world.MOTIONS, world.BACKGROUNDS)]
+
+
+def test_the_tokenizer_is_the_same_every_time():
+    one, other = make_tokenizer(), make_tokenizer()
+    assert one.get_vocab() == other.get_vocab()
+    assert one(captions()).input_ids == other(captions()).input_ids
+
+
+@torch.no_grad()
+def test_an_untrained_text_encoder_tells_captions_apart():
+    tokenizer = make_tokenizer()
+    ids = tokenizer(captions(), padding="max_length", return_tensors="pt").input_ids
+    embeds = make_text_encoder(tokenizer)(ids)[0]
+    share = embeds.var(dim=0).sum() / embeds.square().mean(dim=0).sum()
+    assert share > 0.3  # 0.10 with CLIP's own draw, and 0.36 with words drawn far apart
+
+
 def test_every_caption_is_whole_words_and_fits():
     tokenizer = make_tokenizer()
-    for words in itertools.product(world.SIZES, world.MOTIONS, world.BACKGROUNDS):
-        caption = world.caption(*words)
+    for caption in captions():
         assert len(tokenizer(caption).input_ids) == len(caption.split()) + 2 <= TEXT_LENGTH
     tokenizer("Ünknown wörds, digits 123 and (signs)!")
 

@@ -30,7 +30,7 @@ from videomaker.train.engine import deepspeed_json, learning_rate, set_numerics,
 from videomaker.train.export import export_run
 from videomaker.train.guards import LossGuard, StopRequest
 from videomaker.train.main import main
-from videomaker.train.model import prepare_denoiser
+from videomaker.train.model import mixed_precision, prepare_denoiser
 from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
 from videomaker.train.trainer import Trainer, TrainingFailed
 
@@ -116,6 +116,14 @@ def test_the_deepspeed_json_follows_the_configuration(precision):
 def test_half_precision_without_a_gpu_is_refused():
     with pytest.raises(InputError, match="precision=fp16 needs a GPU"):
         set_numerics(TrainConfig(precision="fp16"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_autocast_uses_bf16_only_where_the_device_has_it(native, monkeypatch):
+    monkeypatch.setattr("videomaker.train.model.computes_bf16", lambda device: native)
+    with mixed_precision(True, torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)
 
 
 def test_an_own_deepspeed_json_is_laid_over_and_checked(tmp_path):

@@ -137,7 +137,7 @@ class TrainConfig:
     steps: int = 150_000
     batch_size: int = 4  # clips per optimizer step, over all devices
     micro_batch_size: int = 1  # clips per device and pass; the rest of batch_size is accumulated
-    precision: Literal["bf16", "fp16", "fp32", "autocast"] = "bf16"  # autocast: fp32 weights, bf16 where it is safe
+    precision: Literal["bf16", "fp16", "fp32", "autocast"] = "bf16"  # autocast: fp32 weights, bf16 where safe and quick
     deterministic: bool = True  # the same bits on the same machine
     deepspeed: str = ""  # a DeepSpeed JSON of your own, laid over the derived one
     data: DataConfig = field(default_factory=DataConfig)

@@ -23,6 +23,7 @@ from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 
 from .config import MethodConfig, ModelConfig, TrainConfig
+from .engine import computes_bf16
 from .step import Draws, add_noise, generator, girl_timestep, losses, min_snr_weight, target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
@@ -82,7 +83,7 @@ class Denoiser(nn.Module):
 
     def _predict(self, noised, noised_reference, draws: Draws, text) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = self.unet.dtype
-        with _autocast(self.autocast, noised.device):
+        with mixed_precision(self.autocast, noised.device):
             prompt_embeds = text if self.text_encoder is None else self.text_encoder(text)[0]
             if self.method.dropped_text == "zeros":
                 prompt_embeds = prompt_embeds.masked_fill(draws.drop_text.view(-1, 1, 1), 0)
@@ -95,9 +96,9 @@ class Denoiser(nn.Module):
             )
 
 
-def _autocast(enabled: bool, device: torch.device):
-    """bf16 where it is safe, when `enabled`."""
-    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+def mixed_precision(enabled: bool, device: torch.device):
+    """bf16 where it is safe, when `enabled` and when the device computes in bf16 itself."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled and computes_bf16(device) else nullcontext()
 
 
 class Autoencoder(nn.Module):
@@ -111,7 +112,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, frames: torch.Tensor, source: torch.Generator) -> dict[str, torch.Tensor]:
         """Losses of frames `[N, 3, H, W]` in [-1, 1]; `source` draws the latent."""
-        with _autocast(self.autocast, frames.device):
+        with mixed_precision(self.autocast, frames.device):
             posterior = self.vae.encode(frames.to(self.vae.dtype)).latent_dist
             decoded = self.vae.decode(posterior.sample(source)).sample
         reconstruction = F.l1_loss(decoded.float(), frames.float())

@@ -16,10 +16,18 @@ from videomaker.errors import InputError
 from . import checkpoint as checkpoints
 from .config import DataConfig, TrainConfig
 from .dataset import build_dataset, build_loader
-from .engine import deepspeed_json, initialize, learning_rate, plain_gradient_norm
+from .engine import computes_bf16, deepspeed_json, initialize, learning_rate, plain_gradient_norm
 from .evaluation import Evaluation
 from .guards import LossGuard, StopRequest, Watchdog
-from .model import DTYPES, Autoencoder, encode_latents, load_pipeline, load_vae, prepare_denoiser, tokenize
+from .model import (
+    DTYPES,
+    Autoencoder,
+    encode_latents,
+    load_pipeline,
+    load_vae,
+    prepare_denoiser,
+    tokenize,
+)
 from .monitor import Monitor, memory_gib
 from .step import draw, generator
 
@@ -145,6 +153,8 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
         """
         self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
+        if self.config.precision == "autocast" and not computes_bf16(self.device):
+            self.monitor.say("precision=autocast: this CPU has no instructions for bf16, so everything runs in fp32")
         batches = iter(self.loader)
         try:
             with Watchdog(self.config.guards.watchdog, stop) as watchdog:
