@@ -230,7 +230,7 @@ def sprites_base() -> TrainConfig:
     return replace(
         _cached_sprites(),
         task="text",
-        steps=6000,  # after 2,000 it showed the right background in 56 % of its videos; see bench/LOG.md
+        steps=1500,
         batch_size=16,
         model=ModelConfig(
             path="runs/sprites-untrained", vae="runs/sprites-vae/export", from_scratch=("unet",), **_SPRITE_SPEED
@@ -243,7 +243,7 @@ def sprites() -> TrainConfig:
     """The paper's recipe on the sprite base: PISA and GIRL, `attn1` and the motion modules."""
     return replace(
         _cached_sprites(),
-        steps=4500,
+        steps=3000,
         model=ModelConfig(path="runs/sprites-base/export", **_SPRITE_SPEED),
         method=MethodConfig(drop_text=0.05, drop_image=0.05, drop_both=0.05, dropped_text="empty"),
     )
