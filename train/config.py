@@ -230,7 +230,7 @@ def sprites_base() -> TrainConfig:
     return replace(
         _cached_sprites(),
         task="text",
-        steps=1500,
+        steps=3000,
         batch_size=16,
         model=ModelConfig(
             path="runs/sprites-untrained", vae="runs/sprites-vae/export", from_scratch=("unet",), **_SPRITE_SPEED
