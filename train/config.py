@@ -41,7 +41,7 @@ class MethodConfig:
     girl_weight: float = 0.1  # β of L = L_video + β·L_reg
     reference_cross_attention: bool = True
     update_motion: bool = True
-    train_all: bool = False  # every parameter of the UNet: for a base too small to stay frozen
+    train_all: bool = False  # every parameter of the UNet: where no trained base is at hand
     girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
     min_snr_gamma: float = 0.0  # 0: off (arXiv 2303.09556)
@@ -249,17 +249,6 @@ def sprites() -> TrainConfig:
     )
 
 
-def sprites_all() -> TrainConfig:
-    """Goes on from `sprites` with every parameter, since so short a base follows its prompts only half the time."""
-    paper = sprites()
-    return replace(
-        paper,
-        steps=1600,
-        model=replace(paper.model, path="runs/sprites/pipeline"),
-        method=replace(paper.method, train_all=True),
-    )
-
-
 # With 64 tokens to a frame, training on a CPU is quickest when the reference is simply repeated, and compiled.
 _SPRITE_SPEED = {"attention_backend": "naive", "compile": True, "gradient_checkpointing": False}
 
@@ -306,7 +295,6 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "sprites-vae": sprites_vae,
     "sprites-base": sprites_base,
     "sprites": sprites,
-    "sprites-all": sprites_all,
 }
 
 

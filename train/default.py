@@ -1,7 +1,7 @@
 """Trains the embedded default model anew and puts it in its place: `make default`.
 
-Draws the clips, runs the preset sprites-vae, encodes the clips with the autoencoder, and runs sprites-base, sprites and
-sprites-all. Every part goes on where it was interrupted, and finished parts are left alone. Overrides go to all runs.
+Draws the clips, runs the preset sprites-vae, encodes the clips with the autoencoder, and runs sprites-base and sprites.
+Every part goes on where it was interrupted, and finished parts are left alone. Overrides go to all runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from videomaker.sprites.model import write_untrained_model
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 UNTRAINED = Path("runs/sprites-untrained")
-PAPER, FINAL = Path("runs/sprites"), Path("runs/sprites-all")
+FINAL = Path("runs/sprites")
 
 
 def install(pipeline: Path, place: Path) -> None:
@@ -67,8 +67,6 @@ def main() -> None:
     encode_clips()
     train("sprites-base", options.overrides)
     train("sprites", options.overrides)
-    export_run(PAPER, PAPER / "pipeline", dtype="fp32", whole=True)
-    train("sprites-all", options.overrides)
     install(export_run(FINAL, FINAL / "default", dtype="fp16", whole=True), options.place)
     print(f"{options.place} holds the new model; run videomaker evaluate, and correct its README.md")
 
