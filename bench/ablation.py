@@ -249,10 +249,10 @@ def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> 
         temporary.write_text(json.dumps({"setting": setting, **results}), encoding="utf-8")
 
 
-def _setting(options: argparse.Namespace) -> dict[str, int | str]:
+def _setting(options: argparse.Namespace) -> dict[str, int | str | list[str]]:
     """What rows must share to be compared."""
     base = sha256(options.base / "unet/diffusion_pytorch_model.safetensors")
-    return {"steps": options.steps, "clips": options.clips, "base": base[:12]}
+    return {"steps": options.steps, "clips": options.clips, "base": base[:12], "overrides": sorted(options.set)}
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
