@@ -178,14 +178,19 @@ def test_ctrl_c_while_writing_leaves_no_half_written_file(run, tmp_path, monkeyp
     assert files(tmp_path / "out") == []
 
 
-def start(*arguments, **options) -> subprocess.Popen:
-    """A real process of the command line."""
+def start(*arguments, prepare=lambda: None) -> subprocess.Popen:
+    """A real process of the command line, which hears Ctrl-C even where a shell runs the tests in the background."""
+
+    def hear_ctrl_c():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        prepare()
+
     return subprocess.Popen(
         [sys.executable, "-m", "videomaker", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        preexec_fn=hear_ctrl_c,
     )
 
 
@@ -207,7 +212,7 @@ def test_full_disk(model, reference, tmp_path):
     """A limit on the size of files stands for the disk: a write beyond it fails in the kernel, as on a full disk."""
     out = tmp_path / "out"
     asked = ("generate", "-r", reference, "-p", PROMPT, "--model", model, "-o", out, *QUICK, "--upscale", 16)
-    process = start(*asked, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
+    process = start(*asked, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
     assert said.splitlines()[-1].startswith("error: File too large")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,12 @@ def stages(folder) -> Path:
 
 
 def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a scenario of zero_worker.py on two ranks."""
-    worker = [str(ROOT / "tests" / "zero_worker.py"), scenario, str(folder)]
-    return run([str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", *worker])
+    """Runs a scenario of zero_worker.py on two ranks, beside whatever training has the launcher's usual port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", port]
+    return run([*launcher, str(ROOT / "tests" / "zero_worker.py"), scenario, str(folder)])
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:

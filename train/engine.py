@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -36,7 +37,14 @@ def start_distributed() -> torch.device:
         deepspeed.init_distributed("nccl", verbose=False)
         return device
     deepspeed.init_distributed("gloo", verbose=False)
+    atexit.register(_leave_group)
     return torch.device("cpu")
+
+
+def _leave_group() -> None:
+    """Gloo's threads now and then abort a process that ends while they run, which hides its exit code."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def set_numerics(config: TrainConfig, device: torch.device) -> None:
