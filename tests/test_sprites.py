@@ -175,6 +175,10 @@ def test_the_suite_runs_and_repeats_itself(embedded, reference):
     # Another batch size adds in another order, which may turn a rounding.
     assert max(np.abs(one.astype(int) - other).max() for one, other in zip(videos, again, strict=True)) <= 1
     assert first["identity"] == second["identity"]
+    sizes = [case.clip.size for case in sprite_cases(suite)]
+    assert set(first["identity_by_size"]) == set(sizes)
+    weighted = sum(first["identity_by_size"][size] for size in sizes) / len(sizes)
+    assert weighted == pytest.approx(first["identity"])
     json.dumps(first)
     assert contact_sheet(suite, videos).width > 0
 

@@ -243,7 +243,7 @@ def sprites() -> TrainConfig:
     """The paper's recipe on the sprite base: PISA and GIRL, `attn1` and the motion modules."""
     return replace(
         _cached_sprites(),
-        steps=4500,
+        steps=19_500,
         model=ModelConfig(path="runs/sprites-base/export", **_SPRITE_SPEED),
         method=MethodConfig(drop_text=0.05, drop_image=0.05, drop_both=0.05, dropped_text="empty"),
     )

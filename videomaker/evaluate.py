@@ -77,8 +77,9 @@ def evaluate_sprites(
         on_videos: hears how many videos are made so far.
 
     Returns:
-        The mean of every measure of `videomaker.sprites.measure.ClipScores`, "reference_gain" by timestep, and the
-        suite itself; and the videos, `[8, 32, 32, 3]` uint8 each.
+        The mean of every measure of `videomaker.sprites.measure.ClipScores`, "identity_by_size" (a small creature has
+        a quarter of the pixels to tell it by), "reference_gain" by timestep, and the suite itself; and the videos,
+        `[8, 32, 32, 3]` uint8 each.
 
     Raises:
         InputError: the suite is empty, or the model makes other videos than those of the sprite world.
@@ -102,8 +103,12 @@ def evaluate_sprites(
     means = {
         field.name: float(np.mean([getattr(score, field.name) for score in scores])) for field in fields(ClipScores)
     }
+    found: dict[str, list[bool]] = {}
+    for case, score in zip(cases, scores, strict=True):
+        found.setdefault(case.clip.size, []).append(score.identity)
+    by_size = {size: float(np.mean(found[size])) for size in sorted(found)}
     gain = {} if suite.reference == "none" else reference_gain(pipe, cases[:64])
-    return {**means, "reference_gain": gain, "suite": asdict(suite)}, videos
+    return {**means, "identity_by_size": by_size, "reference_gain": gain, "suite": asdict(suite)}, videos
 
 
 def _check_model(pipe: VideoMakerPipeline) -> None:
