@@ -90,7 +90,6 @@ def main() -> None:
     device = start_distributed()
     globals()[options.scenario](options.folder, device)
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def start_distributed() -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
-        os.environ.update(single, MASTER_PORT=str(_free_port()))
+        os.environ.update(single, MASTER_PORT=str(free_port()))
     import deepspeed
 
     if torch.cuda.is_available():
@@ -42,7 +42,7 @@ def start_distributed() -> torch.device:
 
 
 def _leave_group() -> None:
-    """Gloo's threads now and then abort a process that ends while they run, which hides its exit code."""
+    """Ends Gloo's threads, which now and then abort a process that ends while they run and so hide its exit code."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -71,7 +71,8 @@ def computes_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
