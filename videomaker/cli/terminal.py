@@ -9,8 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from videomaker.jobs.prepare import Prepared
+    from videomaker.jobs.request import Recipe
 
 
 @cache
@@ -63,3 +68,12 @@ def video_progress(num_videos: int, num_steps: int) -> Iterator[Callable[[int], 
             progress.update(task, completed=steps, videos=int(steps // num_steps))
 
         yield advance
+
+
+def prepare_model(recipe: Recipe) -> Prepared:
+    """`videomaker.jobs.prepare.prepare` with a sign of life while the libraries and the model load."""
+    with console().status("Loading the model"):
+        quiet_libraries()
+        from videomaker.jobs.prepare import prepare  # torch and diffusers take seconds
+
+        return prepare(recipe)

@@ -13,8 +13,9 @@ import torch
 
 from videomaker.environment import machine, versions
 from videomaker.errors import InputError
-from videomaker.request import Job, ModelSpec, Output, Recipe, Settings
-from videomaker.weights import sha256
+from videomaker.files import sha256
+
+from .request import Job, ModelSpec, Output, Recipe, Settings
 
 RECORD_VERSION = 1
 
