@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_directory, atomic_path
 from videomaker.weights import save_partial
 
-from .checkpoint import WEIGHTS, Checkpoints, Found
+from .checkpoint import Checkpoints
+from .checkpoint_files import WEIGHTS, Found
 from .config import TrainConfig
 from .overrides import load_config, save_config
+from .run_folder import source_commit
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -50,7 +51,7 @@ def open_run(folder: Path, *, report: Callable[[str], None] = print) -> Run:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not a run's folder (it has no config.yaml); give the `output` of a training run")
     config = load_config(str(folder / "config.yaml"))
-    found = Checkpoints(folder / "checkpoints", config.checkpoint).newest_complete(report)
+    found = Checkpoints(folder / "checkpoints", config.checkpoint).newest_complete(report, clean=False)
     if found is None:
         raise InputError(f"{folder} has no complete checkpoint yet; train until the first one, or stop it with SIGTERM")
     return Run(folder, config, found)
@@ -184,12 +185,3 @@ def _data_line(run: Run) -> str:
         f"`{data.manifest}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
         f"stride {data.frame_stride}, {data.width}×{data.height}"
     )
-
-
-def source_commit() -> str:
-    """The git commit of the source tree, "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

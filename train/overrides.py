@@ -49,7 +49,40 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def save_config(config: TrainConfig) -> str:
     """The configuration as YAML, which `load_config` reads back to an equal one."""
-    return yaml.safe_dump(TypeAdapter(TrainConfig).dump_python(config, mode="json"), sort_keys=False)
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested JSON values."""
+    return TypeAdapter(TrainConfig).dump_python(config, mode="json")
+
+
+def flatten(config: TrainConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values by dotted key, such as "optimizer.clip"; of a configuration, or of what `as_dict` made of one."""
+    mapping = as_dict(config) if isinstance(config, TrainConfig) else config
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(config: TrainConfig) -> str:
+    """What differs from the preset that the configuration starts from, as overrides; "" when nothing does."""
+    base = flatten(preset(config.preset) if config.preset else TrainConfig())
+    changed = {key: value for key, value in flatten(config).items() if base[key] != value}
+    return " ".join(f"{key}={show(value)}" for key, value in changed.items())
+
+
+def show(value: Any) -> str:
+    """A value as one would write it in an override."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(show, value)) + "]"
+    return str(value)
 
 
 def _from_yaml(path: Path) -> TrainConfig:
@@ -82,7 +115,7 @@ def _merge(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     for name, value in changes.items():
         key = f"{prefix}{name}"
         if name not in types:
-            raise InputError(f"no configuration key {key!r}{nearest(key, _keys(TrainConfig()))}")
+            raise InputError(f"no configuration key {key!r}{nearest(key, flatten(TrainConfig()))}")
         current = getattr(config, name)
         if not is_dataclass(current):
             values[name] = _validated(types[name], value, key)
@@ -98,14 +131,6 @@ def _validated(annotation: Any, value: Any, key: str) -> Any:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         raise InputError(f"{key}={value!r}: {error.errors()[0]['msg']}") from error
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    names = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        names += _keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [f"{prefix}{item.name}"]
-    return names
 
 
 def _check(config: TrainConfig) -> None:
