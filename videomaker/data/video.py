@@ -1,22 +1,35 @@
-"""Frame-exact reading of clips with PyAV."""
+"""Frame-exact reading of clips with PyAV: the right way up, with square pixels, nothing damaged."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+import numpy as np
+from av.stream import Disposition
+
+from videomaker.media import MAX_PIXELS
+
+from .geometry import Geometry, geometry_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
 VideoSource = str | os.PathLike | io.BytesIO
+
+_FORMAT_OPTIONS = {"fflags": "genpts"}  # AVI and the like store no presentation timestamps
+# Refuse what is damaged, where a decoder would otherwise guess the missing picture; and pictures of absurd sizes.
+_CODEC_OPTIONS = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+_SEEKABLE = ("mp4", "matroska")  # whose index finds a frame by its presentation timestamp
+_HIDDEN_FRAMES = ("vp8",)  # packets that show nothing
+_VARIABLE = 1.5  # times the usual step: a longer one means a variable frame rate, a shorter one rounded timestamps
 
 
 class ClipError(Exception):
@@ -29,73 +42,205 @@ class ClipError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a manifest records of a video."""
+    """What a manifest records of a video, as it is shown."""
 
     num_frames: int
     fps: float
     width: int
     height: int
+    variable_rate: bool = False
 
 
 class Video:
     """An open video. Frame `i` is the i-th in presentation order, whatever the frame rate or the B-frames do.
 
     The container's packets are listed once, without decoding, for their timestamps; a read seeks to the key
-    frame before the first wanted timestamp and decodes from there.
+    frame before the first wanted timestamp and decodes from there. Containers that seek by decoding time (MPEG-TS and
+    the like) are decoded from the start, and where packets have no timestamps of their own (AVI with B-frames), the
+    frames are counted.
     """
 
-    def __init__(self, container: av.container.InputContainer):
-        self._container = container
-        self._stream = container.streams.video[0]
-        self._stream.codec_context.thread_count = 1  # the parallelism is that of the loader's workers
+    def __init__(self, source: VideoSource):
+        self._source = source
+        self._container = _open(source)
+        self._select()
+
+    def _select(self) -> None:
+        """The film among the streams; a cover picture is one, too."""
+        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            # A container closed before its first frame may have no streams at all.
+            raise ClipError("not a video" if self._container.streams else "no frames", "it has no video stream")
+        self._stream = streams[0]
+        context = self._stream.codec_context
+        if context is None:
+            raise ClipError("unknown codec", "FFmpeg has no decoder for it")
+        context.thread_count = 1  # the parallelism is that of the loader's workers
+        context.options = _CODEC_OPTIONS
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._container.close()
+
+    def _rewind(self) -> None:
+        """Opens the file anew: the one seek to the first frame that every container has."""
+        self._container.close()
+        self._container = _open(self._source)
+        self._select()
 
     @cached_property
-    def timestamps(self) -> list[int]:
-        """Presentation timestamps of all frames, ascending, in units of the stream's time base."""
+    def _packets(self) -> list[int | None]:
+        """Presentation timestamps of the packets that are shown, in the order of the file."""
         packets = [packet for packet in self._container.demux(self._stream) if packet.size]
-        if any(packet.pts is None for packet in packets):
-            raise ClipError("broken", "packets without timestamps; rewrite it with `ffmpeg -i IN OUT.mp4`")
-        return sorted(packet.pts for packet in packets if not packet.is_discard)
+        return [packet.pts for packet in packets if not packet.is_discard]
+
+    @cached_property
+    def timestamps(self) -> list[int] | None:
+        """Presentation timestamps of all frames, ascending, in the stream's time base; None: there are none."""
+        known = [pts for pts in self._packets if pts is not None]
+        return sorted(known) if len(set(known)) == len(self._packets) else None
 
     @property
     def num_frames(self) -> int:
         """The number of frames that can be asked for."""
-        return len(self.timestamps)
+        return len(self._packets)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the list of packets tells the frames; else only decoding does (see `verify`)."""
+        seekable = any(name in self._container.format.name for name in _SEEKABLE)
+        return seekable and self._stream.codec_context.name not in _HIDDEN_FRAMES and self.timestamps is not None
+
+    @property
+    def variable_rate(self) -> bool:
+        """Whether frames are shown for different times, so that only timestamps tell where a moment is."""
+        steps = np.diff(self.timestamps or [])
+        return bool(len(steps)) and steps.max() > _VARIABLE * max(np.median(steps), 1)
 
     def info(self) -> VideoInfo:
-        """Counts from the container's header, or from its packets where the header has none (WebM, Matroska)."""
-        context, rate = self._stream.codec_context, self._stream.average_rate
-        num_frames = self._stream.frames or self.num_frames
+        """What the manifest records; the first frame is decoded, since only frames say how they are shown."""
+        num_frames, rate = self.num_frames, self._stream.average_rate or self._stream.guessed_rate
         if not num_frames:
             raise ClipError("no frames")
-        if not context.width or not context.height or not rate:
-            raise ClipError("broken", "no picture size or frame rate")
-        return VideoInfo(num_frames, float(rate), context.width, context.height)
+        if not rate:
+            raise ClipError("broken", "no frame rate")
+        width, height = self.geometry.size
+        return VideoInfo(num_frames, float(rate), width, height, self.variable_rate)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How the stored pictures are turned and stretched to be shown."""
+        self._rewind()
+        for frame in self._container.decode(self._stream):
+            return geometry_of(frame, self._stream.sample_aspect_ratio)
+        raise ClipError("no frames")
+
+    def window(self, position: float, *, num_frames: int, stride: int) -> list[int]:
+        """The indices of `num_frames` frames, `stride` apart.
+
+        With a variable frame rate a stride is the time of so many average frames, and a frame that is shown longer
+        comes twice.
+
+        Args:
+            position: where the window starts, as a fraction in [0, 1) of the possible starts.
+            num_frames: of the window.
+            stride: frames from one to the next.
+
+        Raises:
+            ClipError: the video is too short.
+        """
+        span = stride * (num_frames - 1) + 1
+        num_starts = self.num_frames - span + 1
+        if num_starts < 1:
+            raise ClipError("too short", f"{self.num_frames} frames, {span} needed")
+        start = int(position * num_starts)
+        indices = list(range(start, start + span, stride))
+        if not self.variable_rate:
+            return indices
+        times = np.asarray(self.timestamps)
+        average = (times[-1] - times[0]) / (self.num_frames - 1)
+        # Half an average frame later than its start: the moment lies well inside the frame that is shown then.
+        moments = times[0] + (np.array(indices) + 0.5) * average
+        return (np.searchsorted(times, moments, side="right") - 1).tolist()
 
     def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Decodes the frames of ascending `indices` as RGB images.
+        """Decodes the frames of ascending `indices`, which may repeat, as RGB images.
 
         Raises:
             ClipError: there are fewer frames than the last index needs, or one does not decode.
         """
         if indices[-1] >= self.num_frames:
             raise ClipError("too short", f"{self.num_frames} frames, {indices[-1] + 1} needed")
-        wanted = [self.timestamps[index] for index in indices]
-        # From the start only if a seek lands in an open group of pictures, whose first frames it cannot decode.
-        for start in (wanted[0], self.timestamps[0]):
-            self._container.seek(start, stream=self._stream, backward=True)
-            frames = [frame.to_image() for frame in self._decode(wanted)]
-            if len(frames) == len(wanted):
-                return frames
-        raise ClipError("broken", f"{len(wanted) - len(frames)} of {len(wanted)} frames do not decode")
+        wanted = sorted(set(indices))
+        found = self._read_by_order(wanted) if self.timestamps is None else self._read_by_time(wanted)
+        if len(found) < len(wanted):
+            missing = len(wanted) - len(found)
+            raise ClipError("broken", f"{missing} of {len(wanted)} frames do not decode")
+        return [found[index] for index in indices]
 
-    def _decode(self, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+    def _read_by_time(self, wanted: Sequence[int]) -> dict[int, Image.Image]:
+        times = self.timestamps
+        index_of = {times[index]: index for index in wanted}
+        last = times[wanted[-1]]
+        for seconds in (0, 1) if self.trusted else ():
+            # It may land in an open group of pictures, whose first frames need earlier ones.
+            start = times[max(0, wanted[0] - round(seconds * (self._stream.average_rate or 25)))]
+            self._container.seek(start, stream=self._stream, backward=True)
+            with suppress(av.FFmpegError):
+                found = {index_of[frame.pts]: self._show(frame) for frame in self._decode(index_of, last)}
+                if len(found) == len(wanted):
+                    return found
+        self._rewind()
+        return {index_of[frame.pts]: self._show(frame) for frame in self._decode(index_of, last)}
+
+    def _decode(self, wanted: dict[int, int], last: int) -> Iterator[av.VideoFrame]:
         """Yields the intact frames of the `wanted` timestamps; the decoder puts frames out in presentation order."""
         for frame in self._container.decode(self._stream):
             if frame.pts in wanted and not frame.is_corrupt:
                 yield frame
-            if frame.pts is not None and frame.pts >= wanted[-1]:
+            if frame.pts is not None and frame.pts >= last:
                 return
+
+    def _read_by_order(self, wanted: Sequence[int]) -> dict[int, Image.Image]:
+        self._rewind()
+        frames = zip(range(wanted[-1] + 1), self._container.decode(self._stream), strict=False)
+        chosen = set(wanted)
+        return {index: self._show(frame) for index, frame in frames if index in chosen and not frame.is_corrupt}
+
+    def _show(self, frame: av.VideoFrame) -> Image.Image:
+        geometry = geometry_of(frame, self._stream.sample_aspect_ratio)
+        return geometry.apply(frame.to_image())
+
+    def verify(self) -> None:
+        """Decodes everything.
+
+        Raises:
+            ClipError: a frame is damaged, or the frames are not those that the packets promise.
+        """
+        times, expected, size = self.timestamps, self.num_frames, None
+        self._rewind()
+        count = 0
+        for frame in self._container.decode(self._stream):
+            if frame.is_corrupt:
+                raise ClipError("broken", f"frame {count} is damaged")
+            if times is not None and (count >= expected or frame.pts != times[count]):
+                raise ClipError("unsteady", f"frame {count} is not at its packet's time; {_REWRITE}")
+            if size not in (None, (frame.width, frame.height)):
+                raise ClipError("unsteady", f"frame {count} has another size than those before it; {_REWRITE}")
+            size = (frame.width, frame.height)
+            count += 1
+        if count != expected:
+            raise ClipError("unsteady" if count else "no frames", f"{expected} packets, {count} frames; {_REWRITE}")
+
+
+_REWRITE = "rewrite it with `ffmpeg -i IN OUT.mp4`"
+
+
+def _open(source: VideoSource) -> av.container.InputContainer:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+        return av.open(source, options=_FORMAT_OPTIONS)
+    return av.open(str(source), options=_FORMAT_OPTIONS)
 
 
 @contextmanager
@@ -108,21 +253,25 @@ def open_video(source: VideoSource) -> Iterator[Video]:
     if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise ClipError("missing", str(source))
     try:
-        # genpts: AVI and the like store no presentation timestamps.
-        container = av.open(source if isinstance(source, io.BytesIO) else str(source), options={"fflags": "genpts"})
+        video = Video(source)
     except av.FFmpegError as error:
         raise ClipError("not a video", error.strerror) from None
-    with container:
-        if not container.streams.video:
-            # A container closed before its first frame may have no streams at all.
-            raise ClipError("not a video" if container.streams else "no frames", "it has no video stream")
-        try:
-            yield Video(container)
-        except av.FFmpegError as error:
-            raise ClipError("broken", error.strerror) from None
+    try:
+        yield video
+    except av.FFmpegError as error:
+        raise ClipError("broken", error.strerror) from None
+    finally:
+        video.close()
 
 
 def probe(source: VideoSource) -> VideoInfo:
-    """Reads the header of a video. Raises `ClipError` when it cannot be used."""
+    """What the manifest records of a video; where packets do not tell the frames, it is decoded whole.
+
+    Raises:
+        ClipError: it cannot be used.
+    """
     with open_video(source) as video:
-        return video.info()
+        info = video.info()
+        if not video.trusted:
+            video.verify()
+        return info
