@@ -112,7 +112,7 @@ def render(
     try:
         video = pipe(
             [job.prompt for job in batch],
-            [[_load(path, settings) for path in job.references] for job in batch],
+            **_subjects(pipe, batch, settings),
             num_frames=settings.frames,
             height=settings.height,
             width=settings.width,
@@ -130,6 +130,14 @@ def render(
     if not np.isfinite(video).all():
         raise InputError(f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32")
     return (video * 255).round().astype(np.uint8)
+
+
+def _subjects(pipe: VideoMakerPipeline, batch: Sequence[Job], settings: Settings) -> dict[str, Any]:
+    """The pictures of a batch, as the pipeline takes them; a batch of jobs without any is plain AnimateDiff's."""
+    if any(job.references for job in batch):
+        return {"reference_image": [[_load(path, settings) for path in job.references] for job in batch]}
+    size = (settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor)
+    return {"reference_image_embeds": torch.zeros(1, pipe.unet.config.in_channels, 0, *size)}
 
 
 def _load(path: Path, settings: Settings) -> Image.Image:
