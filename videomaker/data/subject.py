@@ -77,8 +77,8 @@ def open_finder(models: Path | None, *, device: str = "cpu", settings: Highlight
     settings = settings or HighlightSettings()
     if models is None:
         raise InputError(
-            f"highlighting by a word needs --models FOLDER with {DETECTOR}/ and {SEGMENTER}/ (Grounding DINO and SAM in the "
-            "transformers format); without them give --mask or --box"
+            f"highlighting by a word needs --models FOLDER with {DETECTOR}/ and {SEGMENTER}/ (both in "
+            "the transformers format); without them give --mask or --box"
         )
     for name in (DETECTOR, SEGMENTER):
         if not (models / name / "config.json").is_file():
