@@ -21,7 +21,8 @@ CORE = [
 EXTRAS = {
     "train": ["deepspeed>=0.18", "pydantic>=2", "pyyaml>=6", "tensorboard>=2.16", "webdataset>=1.0"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
-    "eval": ["matplotlib>=3.8"],
+    "eval": ["matplotlib>=3.8", "opencv-python-headless>=4.10", "pyyaml>=6"],
+    "face": ["insightface>=0.7", "onnxruntime>=1.18"],
     "flash": ["flash-attn>=2.7"],
     "dev": [
         "build>=1.2",

@@ -17,6 +17,7 @@ from videomaker.files import atomic_directory, atomic_path
 from videomaker.pipeline import VideoMakerPipeline
 
 from . import record
+from .draws import first_version_latents
 from .prepare import Prepared, compile_for, warn_of_cut_prompts
 from .request import Job, Recipe, Settings
 
@@ -97,8 +98,12 @@ def render(
     batch: Sequence[Job],
     settings: Settings,
     on_step: Callable[[int], None] | None = None,
+    *,
+    latents: torch.Tensor | None = None,
 ) -> np.ndarray:
     """Frames `[B, F, H, W, 3]` of uint8, one video a job, each from its own seed's generator.
+
+    Jobs without references are plain AnimateDiff's; `latents` is the frames' noise where it is not to be drawn.
 
     Raises:
         InputError: the settings do not fit the model, memory does not suffice, or the numbers overflow.
@@ -112,7 +117,7 @@ def render(
     try:
         video = pipe(
             [job.prompt for job in batch],
-            [[_load(path, settings) for path in job.references] for job in batch],
+            **_subjects(pipe, batch, settings),
             num_frames=settings.frames,
             height=settings.height,
             width=settings.width,
@@ -120,6 +125,7 @@ def render(
             guidance_scale=settings.guidance,
             negative_prompt=settings.negative_prompt,
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
+            latents=latents,
             output_type="np",
             callback_on_step_end=step_done,
         ).frames
@@ -130,6 +136,14 @@ def render(
     if not np.isfinite(video).all():
         raise InputError(f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32")
     return (video * 255).round().astype(np.uint8)
+
+
+def _subjects(pipe: VideoMakerPipeline, batch: Sequence[Job], settings: Settings) -> dict[str, Any]:
+    """The pictures of a batch, as the pipeline takes them; a batch of jobs without any is plain AnimateDiff's."""
+    if any(job.references for job in batch):
+        return {"reference_image": [[_load(path, settings) for path in job.references] for job in batch]}
+    size = (settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor)
+    return {"reference_image_embeds": torch.zeros(1, pipe.unet.config.in_channels, 0, *size)}
 
 
 def _load(path: Path, settings: Settings) -> Image.Image:
@@ -188,8 +202,10 @@ def replay(
     _check_writable(path.parent)
     torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
     compile_for(prepared, [jobs])
-    frames = render(prepared.pipe, jobs, prepared.recipe.settings, on_step)[index]
-    new = record.make_record(jobs, index, prepared.recipe, prepared.digests)
+    settings = prepared.recipe.settings
+    latents = first_version_latents(prepared.pipe, jobs, settings) if old["record_version"] == 1 else None
+    frames = render(prepared.pipe, jobs, settings, on_step, latents=latents)[index]
+    new = record.make_record(jobs, index, prepared.recipe, prepared.digests) | {"record_version": old["record_version"]}
     write_result(path, frames, prepared.recipe, new)
     return record.read_record(record.record_path(path))["video_sha256"] == old["video_sha256"]
 
