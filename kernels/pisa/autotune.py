@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import TritonError
 
-from ..testing import error_band, errors, evaluate, evaluate_naive, failures, largest_score
+from ..accuracy import error_band, errors, evaluate, evaluate_naive, failures, largest_score
 from .configs import KERNELS, Config, is_refused, store_tuned, tuned_configs, tuning_key
 from .op import Problem, pisa_triton, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
@@ -69,9 +69,9 @@ def _exactness_check(problem: Problem) -> Callable[[str, Config], bool]:
     num_frames = min(problem.num_frames, 2)
     tensors = [_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v)]
     tensors.append(torch.randn_like(tensors[0], memory_format=torch.contiguous_format))
-    options = {"num_frames": num_frames, "num_ref_tokens": problem.num_reference, "scale": problem.scale}
+    options = {"num_frames": num_frames, "num_ref_tokens": problem.num_ref_tokens, "scale": problem.scale}
     exact = evaluate_naive(*tensors, **options)
-    naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, problem.num_reference)
+    naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, problem.num_ref_tokens)
     band = error_band(problem.q.dtype, largest_score(*tensors[:2], problem.scale))
 
     def is_exact(kernel: str, config: Config) -> bool:
@@ -85,7 +85,7 @@ def _exactness_check(problem: Problem) -> Callable[[str, Config], bool]:
             except TritonError:  # does not compile, or needs more than the GPU has
                 return False
         spills = is_refused(kernel, problem.q.shape[3], config)
-        return not spills and not failures(errors(results, exact, problem.num_reference), naive, band)
+        return not spills and not failures(errors(results, exact, problem.num_ref_tokens), naive, band)
 
     return is_exact
 
@@ -129,5 +129,5 @@ def _launch(problem: Problem, kernel: str, config: Config) -> Callable[[], objec
 
 def _key(problem: Problem, kernel: str) -> str:
     return tuning_key(
-        kernel, problem.q.device, problem.q.dtype, problem.q.shape[3], problem.num_tokens, problem.num_reference
+        kernel, problem.q.device, problem.q.dtype, problem.q.shape[3], problem.num_tokens, problem.num_ref_tokens
     )

@@ -36,7 +36,7 @@ from .primitives import (
 
 INTEGERS = (
     "stride_q_batch", "stride_q_head", "stride_k_batch", "stride_k_head", "stride_v_batch", "stride_v_head",
-    "num_reference_programs", "num_frames", "num_tokens", "num_reference", "num_groups",
+    "num_reference_programs", "num_frames", "num_tokens", "num_ref_tokens", "num_groups",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def row_dots(a, b, TAIL: tl.constexpr):
 @triton.jit(do_not_specialize=INTEGERS)
 def pisa_row_statistics(
     out, out_gradient, reference_outputs, lse, row_lse, row_delta,
-    num_reference_programs, num_frames, num_tokens, num_reference,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens,
     H: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The statistics lse' and δ' of every row, from what the forward kernel saved.
@@ -63,22 +63,22 @@ def pisa_row_statistics(
         row_lse, row_delta: fp32 `[B, H, R]`, written.
     """
     is_reference, tile, head, batch, frame = program_work(
-        num_reference_programs, num_frames, num_tokens, num_reference, 1, H, BLOCK
+        num_reference_programs, num_frames, num_tokens, num_ref_tokens, 1, H, BLOCK
     )
     frame_tokens = num_frames * num_tokens
     first_row = tile * BLOCK
     token = tl.where(is_reference, frame_tokens, frame * num_tokens) + first_row
-    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
+    num_rows = tl.where(is_reference, num_ref_tokens, num_tokens) - first_row
     in_range = tl.arange(0, BLOCK) < num_rows
-    rows = lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + tl.arange(0, BLOCK)
-    pointer = contiguous_pointer(out_gradient, batch, token, head, frame_tokens + num_reference, H, D)
+    rows = lse_offset(batch, head, num_frames, num_tokens, num_ref_tokens, H) + tl.arange(0, BLOCK)
+    pointer = contiguous_pointer(out_gradient, batch, token, head, frame_tokens + num_ref_tokens, H, D)
     gradient = load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False)  # [BLOCK, D]
     if is_reference:
         rows += frame_tokens + first_row
         own = batch * (num_frames + 1) + num_frames
-        pointer = contiguous_pointer(reference_outputs, own, first_row, head, num_reference, H, D)
+        pointer = contiguous_pointer(reference_outputs, own, first_row, head, num_ref_tokens, H, D)
         own_delta = row_dots(load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False), gradient, TAIL)
-        own_lse = tl.load(lse + rows + num_frames * num_reference, mask=in_range, other=0.0)
+        own_lse = tl.load(lse + rows + num_frames * num_ref_tokens, mask=in_range, other=0.0)
         log2_frames = tl.log2(tl.cast(num_frames, tl.float32))
         # An online softmax of -lse over the frames, to weight δ_i'.
         weight_max = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -86,24 +86,24 @@ def pisa_row_statistics(
         weighted_delta = tl.zeros((BLOCK,), tl.float32)
         for i in range(num_frames):
             item = batch * (num_frames + 1) + i
-            pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_reference, H, D)
+            pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_ref_tokens, H, D)
             delta = row_dots(load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False), gradient, TAIL)
-            joint_lse = tl.load(lse + rows + i * num_reference, mask=in_range, other=0.0)
+            joint_lse = tl.load(lse + rows + i * num_ref_tokens, mask=in_range, other=0.0)
             delta += tl.exp2(own_lse - joint_lse) * own_delta
-            tl.store(row_lse + rows + i * num_reference, joint_lse + log2_frames, mask=in_range)
-            tl.store(row_delta + rows + i * num_reference, delta, mask=in_range)
+            tl.store(row_lse + rows + i * num_ref_tokens, joint_lse + log2_frames, mask=in_range)
+            tl.store(row_delta + rows + i * num_ref_tokens, delta, mask=in_range)
             new_max = tl.maximum(weight_max, -joint_lse)
             rescale = tl.exp2(weight_max - new_max)
             weight = tl.exp2(-joint_lse - new_max)
             weight_sum = weight_sum * rescale + weight
             weighted_delta = weighted_delta * rescale + weight * delta
             weight_max = new_max
-        rows += num_frames * num_reference
+        rows += num_frames * num_ref_tokens
         tl.store(row_lse + rows, log2_frames - weight_max - tl.log2(weight_sum), mask=in_range)
         tl.store(row_delta + rows, weighted_delta / weight_sum, mask=in_range)
     else:
         rows += token
-        pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_reference, H, D)
+        pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_ref_tokens, H, D)
         output = load_tile(pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK, False)
         tl.store(row_lse + rows, tl.load(lse + rows, mask=in_range, other=0.0), mask=in_range)
         tl.store(row_delta + rows, row_dots(output, gradient, TAIL), mask=in_range)
@@ -134,7 +134,7 @@ def accumulate_query_gradient(
 def pisa_backward_query(
     q, k, v, out_gradient, row_lse, row_delta, q_gradient, partials,
     stride_q_batch, stride_q_head, stride_k_batch, stride_k_head, stride_v_batch, stride_v_head,
-    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, scale, scale_log2,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
@@ -148,7 +148,7 @@ def pisa_backward_query(
         partials: fp32 `[B, G, M, H, D]`, each group of frames' share of the reference's dQ; written when SPLIT (G > 1).
     """
     is_reference, tile, head, batch, index = program_work(
-        num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H, BLOCK_Q
+        num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, H, BLOCK_Q
     )
     frame_tokens = num_frames * num_tokens
     keys = head_pointer(k, batch, 0, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
@@ -156,32 +156,34 @@ def pisa_backward_query(
 
     first_row = tile * BLOCK_Q
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
-    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
+    num_rows = tl.where(is_reference, num_ref_tokens, num_tokens) - first_row
     query_pointer = head_pointer(q, batch, token, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
     q_tile = load_tile(query_pointer, num_rows, STRIDE_Q, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
-    all_tokens = frame_tokens + num_reference
+    all_tokens = frame_tokens + num_ref_tokens
     gradient_pointer = contiguous_pointer(out_gradient, batch, token, head, all_tokens, H, D)
     gradient = load_tile(gradient_pointer, num_rows, H * D, D, MAIN, TAIL, BLOCK_Q, EVEN)  # [Q, D]
 
     # The key segments of the tile: frame `index` and the reference, or a group's share of all frames and the reference.
     rows = tl.arange(0, BLOCK_Q)
-    statistics = lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + rows
+    statistics = lse_offset(batch, head, num_frames, num_tokens, num_ref_tokens, H) + rows
     first_frame, last_frame = group_bounds(index, num_groups, num_frames + 1)
     num_segments = tl.where(is_reference, last_frame - first_frame, 2)
     accumulator = zero_tile(BLOCK_Q, MAIN, TAIL)
     for segment in tl.range(num_segments, disable_licm=True):
         frame = tl.where(is_reference, first_frame + segment, tl.where(segment == 0, index, num_frames))
-        row = tl.where(is_reference, frame_tokens + frame * num_reference + first_row, token)
+        row = tl.where(is_reference, frame_tokens + frame * num_ref_tokens + first_row, token)
         lse = tl.load(row_lse + statistics + row, mask=rows < num_rows, other=0.0)
         delta = tl.load(row_delta + statistics + row, mask=rows < num_rows, other=0.0)
         accumulator = accumulate_query_gradient(
             accumulator, q_tile, gradient, lse, delta, keys, values,
-            frame * num_tokens, tl.where(frame == num_frames, num_reference, num_tokens), scale_log2,
+            frame * num_tokens, tl.where(frame == num_frames, num_ref_tokens, num_tokens), scale_log2,
             STRIDE_K, STRIDE_V, D, MAIN, TAIL, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
     accumulator = scale_tile(accumulator, scale, TAIL)
     if SPLIT and is_reference:
-        partial_pointer = contiguous_pointer(partials, batch * num_groups + index, first_row, head, num_reference, H, D)
+        partial_pointer = contiguous_pointer(
+            partials, batch * num_groups + index, first_row, head, num_ref_tokens, H, D
+        )
         store_tile(partial_pointer, accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
     else:
         out_pointer = contiguous_pointer(q_gradient, batch, token, head, all_tokens, H, D)
@@ -192,7 +194,7 @@ def pisa_backward_query(
 def pisa_backward_key(
     q, k, v, out_gradient, row_lse, row_delta, k_gradient, v_gradient, k_partials, v_partials,
     stride_q_batch, stride_q_head, stride_k_batch, stride_k_head, stride_v_batch, stride_v_head,
-    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, scale, scale_log2,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, scale, scale_log2,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
@@ -209,16 +211,16 @@ def pisa_backward_key(
         k_partials, v_partials: fp32 `[B, G, M, H, D]`, each group's share of the reference's dK and dV; when SPLIT.
     """
     is_reference, tile, head, batch, index = program_work(
-        num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H, BLOCK_K
+        num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, H, BLOCK_K
     )
     frame_tokens = num_frames * num_tokens
-    all_tokens = frame_tokens + num_reference
+    all_tokens = frame_tokens + num_ref_tokens
     queries = head_pointer(q, batch, 0, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
     gradients = contiguous_pointer(out_gradient, batch, 0, head, all_tokens, H, D)
 
     first_row = tile * BLOCK_K
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
-    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
+    num_rows = tl.where(is_reference, num_ref_tokens, num_tokens) - first_row
     key_pointer = head_pointer(k, batch, token, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
     value_pointer = head_pointer(v, batch, token, head, stride_v_batch, STRIDE_V, stride_v_head, ALIGN)
     k_tile = load_tile(key_pointer, num_rows, STRIDE_K, D, MAIN, TAIL, BLOCK_K, EVEN)  # [K, D]
@@ -229,7 +231,7 @@ def pisa_backward_key(
     first_frame, last_frame = group_bounds(index, num_groups, num_frames)
     first_frame = tl.where(is_reference, first_frame, index)
     last_frame = tl.where(is_reference, last_frame, index + 1)
-    statistics = lse_offset(batch, head, num_frames, num_tokens, num_reference, H)
+    statistics = lse_offset(batch, head, num_frames, num_tokens, num_ref_tokens, H)
     k_accumulator, v_accumulator = zero_tile(BLOCK_K, MAIN, TAIL), zero_tile(BLOCK_K, MAIN, TAIL)
     for segment in tl.range(2, disable_licm=True):
         if segment == 0:
@@ -238,8 +240,8 @@ def pisa_backward_key(
             num_queries = (last_frame - first_frame) * num_tokens
         else:
             first_query = frame_tokens
-            row = frame_tokens + tl.where(is_reference, num_frames, index) * num_reference
-            num_queries = tl.where(is_reference & (last_frame < num_frames), 0, num_reference)
+            row = frame_tokens + tl.where(is_reference, num_frames, index) * num_ref_tokens
+            num_queries = tl.where(is_reference & (last_frame < num_frames), 0, num_ref_tokens)
         offset = tl.multiple_of(statistics + row, 16 if EVEN else 1)
         k_accumulator, v_accumulator = accumulate_key_gradients(
             k_accumulator, v_accumulator, k_tile, v_tile, queries, gradients,
@@ -250,8 +252,8 @@ def pisa_backward_key(
     k_accumulator = scale_tile(k_accumulator, scale, TAIL)
     if SPLIT and is_reference:
         group = batch * num_groups + index
-        k_pointer = contiguous_pointer(k_partials, group, first_row, head, num_reference, H, D)
-        v_pointer = contiguous_pointer(v_partials, group, first_row, head, num_reference, H, D)
+        k_pointer = contiguous_pointer(k_partials, group, first_row, head, num_ref_tokens, H, D)
+        v_pointer = contiguous_pointer(v_partials, group, first_row, head, num_ref_tokens, H, D)
         store_tile(k_pointer, k_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
         store_tile(v_pointer, v_accumulator, num_rows, H * D, D, MAIN, TAIL, EVEN)
     else:

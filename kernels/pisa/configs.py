@@ -115,10 +115,10 @@ def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) ->
 
 
 def choose_config(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_ref_tokens: int
 ) -> Config:
     """What was tuned for such shapes on this GPU, else the table's entry; neither if its machine code spills."""
-    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_reference)
+    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens)
     usual = table_config(kernel, gpu_family(device), head_dim, dtype)
     uncapped = replace(usual, max_registers=None)
     candidates = (tuned_configs().get(key), usual)
@@ -139,11 +139,11 @@ def is_refused(kernel: str, head_dim: int, config: Config) -> bool:
 
 
 def tuning_key(
-    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_ref_tokens: int
 ) -> str:
     """GPU, Triton and shape family: what a tuned configuration is valid for. Tokens count by powers of two."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_reference))
+    tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_ref_tokens))
     return "|".join(map(str, (gpu, triton.__version__, kernel, dtype, head_dim, *tokens)))
 
 
@@ -183,7 +183,7 @@ def head_widths(head_dim: int, *, split: bool = True) -> tuple[int, int]:
     return (main, tail) if split and main + tail < whole else (whole, 0)
 
 
-def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads: int, block: int, slots: int) -> int:
+def frame_groups(*, num_frames: int, num_tokens: int, num_ref_tokens: int, heads: int, block: int, slots: int) -> int:
     """Into how many groups the frames are split for the reference's programs.
 
     One group computes the ref/ref block once, but in programs much longer than a frame's, for the last of which a small
@@ -191,17 +191,17 @@ def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads:
     as its longest program, which should be done by the middle of the launch.
 
     Args:
-        num_frames, num_tokens, num_reference: F, N and M.
+        num_frames, num_tokens, num_ref_tokens: F, N and M.
         heads: B·H.
         block: rows per program.
         slots: programs that run at the same time.
     """
-    reference_tiles, frame_tiles = triton.cdiv(num_reference, block), triton.cdiv(num_tokens, block)
-    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_reference)
+    reference_tiles, frame_tiles = triton.cdiv(num_ref_tokens, block), triton.cdiv(num_tokens, block)
+    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_ref_tokens)
 
     def duration(groups: int) -> float:
-        longest = num_reference + triton.cdiv(num_frames, groups) * num_tokens
-        reference_load = heads * reference_tiles * (groups * num_reference + num_frames * num_tokens)
+        longest = num_ref_tokens + triton.cdiv(num_frames, groups) * num_tokens
+        reference_load = heads * reference_tiles * (groups * num_ref_tokens + num_frames * num_tokens)
         return max((frame_load + reference_load) / slots, 2 * longest)
 
     candidates = {min(2**exponent, num_frames) for exponent in range(num_frames.bit_length() + 1)}

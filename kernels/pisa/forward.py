@@ -36,7 +36,7 @@ from .primitives import (
 
 INTEGERS = (
     "stride_q_batch", "stride_q_head", "stride_k_batch", "stride_k_head", "stride_v_batch", "stride_v_head",
-    "num_reference_programs", "num_frames", "num_tokens", "num_reference", "num_groups",
+    "num_reference_programs", "num_frames", "num_tokens", "num_ref_tokens", "num_groups",
 )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def attend(
 def pisa_forward(
     q, k, v, out, reference_outputs, lse, partials,
     stride_q_batch, stride_q_head, stride_k_batch, stride_k_head, stride_v_batch, stride_v_head,
-    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, scale_log2,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, scale_log2,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     QK_MAIN: tl.constexpr, QK_TAIL: tl.constexpr, PV_MAIN: tl.constexpr, PV_TAIL: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr,
@@ -100,7 +100,7 @@ def pisa_forward(
             When SPLIT (G > 1) their results replace the first of the two: each group's share of O_ref.
     """
     is_reference, tile, head, batch, index = program_work(
-        num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H, BLOCK_Q
+        num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, H, BLOCK_Q
     )
     frame_tokens = num_frames * num_tokens
     keys = head_pointer(k, batch, 0, head, stride_k_batch, STRIDE_K, stride_k_head, ALIGN)
@@ -109,7 +109,7 @@ def pisa_forward(
     # The tile's first row and token, and how many rows there are from it on.
     first_row = tile * BLOCK_Q
     token = tl.where(is_reference, frame_tokens, index * num_tokens) + first_row
-    num_rows = tl.where(is_reference, num_reference, num_tokens) - first_row
+    num_rows = tl.where(is_reference, num_ref_tokens, num_tokens) - first_row
     rows = tl.arange(0, BLOCK_Q)
     in_range = rows < num_rows
     query_pointer = head_pointer(q, batch, token, head, stride_q_batch, STRIDE_Q, stride_q_head, ALIGN)
@@ -126,12 +126,12 @@ def pisa_forward(
     reference_lse = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     reference_weight = tl.zeros((BLOCK_Q,), tl.float32)  # Σ w_i
     slot = (batch * num_groups + index) * 2  # of the sum Σ a_i Ô_i / F; Ô_F has the next one
-    lse_pointer = lse + lse_offset(batch, head, num_frames, num_tokens, num_reference, H) + rows
+    lse_pointer = lse + lse_offset(batch, head, num_frames, num_tokens, num_ref_tokens, H) + rows
     for segment in tl.range(num_segments, disable_licm=True):
         frame = tl.where(segment == 0, num_frames, first_frame + segment - 1)
         row_max, row_sum, accumulator = attend(
             row_max, row_sum, accumulator, q_tile, keys, values,
-            frame * num_tokens, tl.where(segment == 0, num_reference, num_tokens), scale_log2,
+            frame * num_tokens, tl.where(segment == 0, num_ref_tokens, num_tokens), scale_log2,
             STRIDE_K, STRIDE_V, D, QK_MAIN, QK_TAIL, PV_MAIN, PV_TAIL, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
         if is_reference:
@@ -141,12 +141,12 @@ def pisa_forward(
             output = scale_tile(accumulator, share[:, None], PV_TAIL)  # a_i Ô_i, and first Ô_F
             if SAVE and (segment > 0 or index == 0):
                 item = batch * (num_frames + 1) + frame
-                pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_reference, H, D)
+                pointer = contiguous_pointer(reference_outputs, item, first_row, head, num_ref_tokens, H, D)
                 store_tile(pointer, output, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
-                tl.store(lse_pointer + frame_tokens + frame * num_reference + first_row, joint_lse, mask=in_range)
+                tl.store(lse_pointer + frame_tokens + frame * num_ref_tokens + first_row, joint_lse, mask=in_range)
             # Sums wait in memory: a wide head has no registers for a second accumulator.
             this_slot = tl.where(segment == 0, slot + 1, slot)
-            pointer = contiguous_pointer(partials, this_slot, first_row, head, num_reference, H, D)
+            pointer = contiguous_pointer(partials, this_slot, first_row, head, num_ref_tokens, H, D)
             output = scale_tile(output, tl.where(segment == 0, 1.0, 1.0 / num_frames), PV_TAIL)
             store_sum(pointer, output, pointer, segment > 1, num_rows, H * D, D, PV_MAIN, PV_TAIL, EVEN)
             reference_weight += tl.exp2(reference_lse - joint_lse)
@@ -156,10 +156,10 @@ def pisa_forward(
             row_sum = tl.zeros((BLOCK_Q,), tl.float32)
             accumulator = zero_tile(BLOCK_Q, PV_MAIN, PV_TAIL)
 
-    out_pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_reference, H, D)
+    out_pointer = contiguous_pointer(out, batch, token, head, frame_tokens + num_ref_tokens, H, D)
     if is_reference:
-        sum_pointer = contiguous_pointer(partials, slot, first_row, head, num_reference, H, D)
-        own_pointer = contiguous_pointer(partials, slot + 1, first_row, head, num_reference, H, D)
+        sum_pointer = contiguous_pointer(partials, slot, first_row, head, num_ref_tokens, H, D)
+        own_pointer = contiguous_pointer(partials, slot + 1, first_row, head, num_ref_tokens, H, D)
         own = load_tile(own_pointer, num_rows, H * D, D, PV_MAIN, PV_TAIL, BLOCK_Q, EVEN)
         own = scale_tile(own, reference_weight[:, None] / num_frames, PV_TAIL)
         destination = sum_pointer if SPLIT else out_pointer

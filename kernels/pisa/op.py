@@ -58,18 +58,18 @@ class Problem:
     k: Tensor
     v: Tensor
     num_frames: int
-    num_reference: int
+    num_ref_tokens: int
     scale: float
 
     @property
     def num_tokens(self) -> int:
         """N, tokens per frame."""
-        return (self.q.shape[1] - self.num_reference) // self.num_frames
+        return (self.q.shape[1] - self.num_ref_tokens) // self.num_frames
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """The kernels' arguments num_frames, num_tokens, num_reference."""
-        return self.num_frames, self.num_tokens, self.num_reference
+        """The kernels' arguments num_frames, num_tokens, num_ref_tokens."""
+        return self.num_frames, self.num_tokens, self.num_ref_tokens
 
     @property
     def outer_strides(self) -> list[int]:
@@ -88,7 +88,7 @@ class Problem:
             "D": q.shape[3],
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
-            "EVEN": self.num_tokens % block == 0 and self.num_reference % block == 0,
+            "EVEN": self.num_tokens % block == 0 and self.num_ref_tokens % block == 0,
             "ALIGN": math.gcd(16, *(stride for x in (q, k, v) for stride in x.stride()[:3])),
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             "SPLIT": groups > 1,
@@ -103,7 +103,7 @@ class Problem:
             dtype=self.q.dtype,
             head_dim=self.q.shape[3],
             num_tokens=self.num_tokens,
-            num_reference=self.num_reference,
+            num_ref_tokens=self.num_ref_tokens,
         )
 
     def refuse_spills(self, kernel: str, config: Config, compiled: CompiledKernel | None) -> None:
@@ -116,7 +116,7 @@ class Problem:
         return frame_groups(
             num_frames=self.num_frames,
             num_tokens=self.num_tokens,
-            num_reference=self.num_reference,
+            num_ref_tokens=self.num_ref_tokens,
             heads=self.q.shape[0] * self.q.shape[2],
             block=block,
             slots=_slots(self.q.device),
@@ -125,13 +125,13 @@ class Problem:
     def programs(self, block: int, groups: int) -> tuple[int, int]:
         """Number of reference programs, and of all programs, for tiles of `block` rows."""
         heads = self.q.shape[0] * self.q.shape[2]
-        reference = heads * groups * triton.cdiv(self.num_reference, block)
+        reference = heads * groups * triton.cdiv(self.num_ref_tokens, block)
         return reference, reference + heads * self.num_frames * triton.cdiv(self.num_tokens, block)
 
     def partials(self, *leading: int) -> Tensor:
         """Uninitialised fp32 `[B, *leading, M, H, D]`."""
         batch, _, num_heads, head_dim = self.q.shape
-        return self.q.new_empty((batch, *leading, self.num_reference, num_heads, head_dim), dtype=torch.float32)
+        return self.q.new_empty((batch, *leading, self.num_ref_tokens, num_heads, head_dim), dtype=torch.float32)
 
     def sum_groups(self, partials: Tensor, out: Tensor) -> None:
         """Writes the reference tokens of `out` `[B, T, H, D]` from the groups' shares `[B, G, …]`."""
@@ -153,7 +153,9 @@ def _slots(device: torch.device) -> int:
 def run_forward(problem: Problem, save: bool, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the forward kernel; see `_forward`."""
     q, k, v = problem.q, problem.k, problem.v
-    out, reference_outputs, lse = _forward_fake(q, k, v, problem.num_frames, problem.num_reference, problem.scale, save)
+    out, reference_outputs, lse = _forward_fake(
+        q, k, v, problem.num_frames, problem.num_ref_tokens, problem.scale, save
+    )
     groups = problem.groups(config.block_q)
     partials = problem.partials(groups, 2)
     reference_programs, programs = problem.programs(config.block_q, groups)
@@ -233,24 +235,24 @@ def run_backward_key(
 
 @torch.library.custom_op("videomaker::pisa_forward", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int, scale: float, save: bool
+    q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and unless `save` is False the reference's outputs per frame and the log-sum-exp of all rows."""
-    problem = Problem(q, k, v, num_frames, num_reference, scale)
+    problem = Problem(q, k, v, num_frames, num_ref_tokens, scale)
     with torch.cuda.device_of(q):
         return run_forward(problem, save, problem.config(_forward_kernel(save)))
 
 
 @_forward.register_fake
 def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_reference: int, scale: float, save: bool
+    q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, all_tokens, num_heads, head_dim = q.shape
     saved_frames = num_frames + 1 if save else 0
-    saved_rows = all_tokens + num_frames * num_reference if save else 0
+    saved_rows = all_tokens + num_frames * num_ref_tokens if save else 0
     return (
         q.new_empty(q.shape),
-        q.new_empty((batch, saved_frames, num_reference, num_heads, head_dim)),
+        q.new_empty((batch, saved_frames, num_ref_tokens, num_heads, head_dim)),
         q.new_empty((batch, num_heads, saved_rows), dtype=torch.float32),
     )
 
@@ -258,10 +260,10 @@ def _forward_fake(
 @torch.library.custom_op("videomaker::pisa_backward", mutates_args=())
 def _backward(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, reference_outputs: Tensor, lse: Tensor,
-    num_frames: int, num_reference: int, scale: float,
+    num_frames: int, num_ref_tokens: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v."""
-    problem = Problem(q, k, v, num_frames, num_reference, scale)
+    problem = Problem(q, k, v, num_frames, num_ref_tokens, scale)
     out_gradient = out_gradient.contiguous()
     with torch.cuda.device_of(q):
         statistics = run_row_statistics(problem, out, out_gradient, reference_outputs, lse)
@@ -273,13 +275,13 @@ def _backward(
 @_backward.register_fake
 def _backward_fake(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, reference_outputs: Tensor, lse: Tensor,
-    num_frames: int, num_reference: int, scale: float,
+    num_frames: int, num_ref_tokens: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, ctx.num_frames, ctx.num_reference, ctx.scale, save = inputs
+    q, k, v, ctx.num_frames, ctx.num_ref_tokens, ctx.scale, save = inputs
     out, reference_outputs, lse = output
     ctx.mark_non_differentiable(reference_outputs, lse)
     ctx.set_materialize_grads(False)
@@ -290,7 +292,7 @@ def _setup_context(ctx, inputs, output):
 def _forward_autograd(ctx, out_gradient, *_):
     if out_gradient is None:
         return (None,) * 7
-    gradients = _backward(out_gradient, *ctx.saved_tensors, ctx.num_frames, ctx.num_reference, ctx.scale)
+    gradients = _backward(out_gradient, *ctx.saved_tensors, ctx.num_frames, ctx.num_ref_tokens, ctx.scale)
     return *gradients, None, None, None, None
 
 

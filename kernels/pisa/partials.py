@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .library import KERNELS, Kernel, choose_kernel
+from .torch_kernels import KERNELS, Kernel, choose_kernel
 
 # Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
 CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
@@ -23,7 +23,7 @@ CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
 def pisa_partials(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float, kernel: str = "auto"
 ) -> Tensor:
-    """`pisa_attention` on any device, with no copy of the reference; `kernel` names one of `library.KERNELS`."""
+    """`pisa_attention` on any device, with no copy of the reference; `kernel` names one of `torch_kernels.KERNELS`."""
     if num_ref_tokens == 0:
         q_f, k_f, v_f = (x.unflatten(1, (num_frames, -1)).flatten(0, 1).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q_f, k_f, v_f, scale=scale)

@@ -26,9 +26,9 @@ def contiguous_pointer(pointer, batch, token, head, num_tokens, H: tl.constexpr,
 
 
 @triton.jit
-def lse_offset(batch, head, num_frames, num_tokens, num_reference, H: tl.constexpr):
+def lse_offset(batch, head, num_frames, num_tokens, num_ref_tokens, H: tl.constexpr):
     """Where one head's row statistics begin in `[B, H, F·N + (F + 1)·M]`."""
-    num_rows = num_frames * num_tokens + (num_frames + 1) * num_reference
+    num_rows = num_frames * num_tokens + (num_frames + 1) * num_ref_tokens
     return (tl.cast(batch, tl.int64) * H + head) * num_rows
 
 
@@ -162,7 +162,7 @@ def group_bounds(group, num_groups, num_items):
 
 @triton.jit
 def program_work(
-    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H: tl.constexpr, BLOCK: tl.constexpr,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What this program of the 1-D grid works on: `(is_reference, tile, head, batch, index)`.
 
@@ -173,7 +173,7 @@ def program_work(
     program = tl.program_id(0)
     is_reference = program < num_reference_programs
     program = tl.where(is_reference, program, program - num_reference_programs)
-    num_tiles = tl.cdiv(tl.where(is_reference, num_reference, num_tokens), BLOCK)
+    num_tiles = tl.cdiv(tl.where(is_reference, num_ref_tokens, num_tokens), BLOCK)
     num_items = tl.where(is_reference, num_groups, num_frames)
     outer = program // num_tiles // H
     return is_reference, program % num_tiles, program // num_tiles % H, outer // num_items, outer % num_items
