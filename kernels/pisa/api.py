@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..transforms import refuse_forward_mode
 from .naive import pisa_naive
 
 BACKENDS = ("naive", "sdpa", "triton")
@@ -51,6 +52,8 @@ def pisa_attention(
     _announce(name, reason)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q, k, v = _autocast(q, k, v)
+    if name != "naive":
+        refuse_forward_mode(q, k, v)
     if name == "triton":
         from .op import pisa_triton as run
     elif name == "sdpa":

@@ -7,7 +7,7 @@ sm_90, and then as many programs per multiprocessor as registers and shared memo
 import functools
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ class Config:
     """Tile sizes and compiler options of one kernel.
 
     `split_values` keeps the tail of the head apart (see primitives.py) also where the head's columns are produced; else
-    the forward pads them to a power of two, which costs matrix work and saves registers.
+    the forward pads them to a power of two, which costs matrix work and saves registers. `sum_by_dot` lets the matrix
+    unit add up the forward's weights of a row, which takes instructions out of the inner loop.
     """
 
     block_q: int
@@ -31,6 +32,7 @@ class Config:
     num_stages: int = 2
     max_registers: int | None = None
     split_values: bool = True
+    sum_by_dot: bool = False
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that Triton takes besides the kernel's own."""
@@ -115,35 +117,33 @@ def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) ->
 
 
 def choose_config(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_ref_tokens: int
+    kernel: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    ref_queries: bool = True,
 ) -> Config:
-    """What was tuned for such shapes on this GPU, else the table's entry; neither if its machine code spills."""
-    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens)
-    usual = table_config(kernel, gpu_family(device), head_dim, dtype)
-    uncapped = replace(usual, max_registers=None)
-    candidates = (tuned_configs().get(key), usual)
-    return next((config for config in candidates if config and not is_refused(kernel, head_dim, config)), uncapped)
-
-
-_refused: set[tuple[str, int, Config]] = set()
-
-
-def refuse(kernel: str, head_dim: int, config: Config) -> None:
-    """Stops choosing a configuration whose machine code spills registers."""
-    _refused.add((kernel, head_dim, config))
-
-
-def is_refused(kernel: str, head_dim: int, config: Config) -> bool:
-    """Whether `refuse` was called."""
-    return (kernel, head_dim, config) in _refused
+    """What was tuned for such shapes on this GPU, else the table's entry; whatever was called before."""
+    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens, ref_queries)
+    return tuned_configs().get(key) or table_config(kernel, gpu_family(device), head_dim, dtype)
 
 
 def tuning_key(
-    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_ref_tokens: int
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    ref_queries: bool = True,
 ) -> str:
     """GPU, Triton and shape family: what a tuned configuration is valid for. Tokens count by powers of two."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_ref_tokens))
+    kernel = kernel if ref_queries else f"{kernel} without reference queries"
     return "|".join(map(str, (gpu, triton.__version__, kernel, dtype, head_dim, *tokens)))
 
 
@@ -183,7 +183,16 @@ def head_widths(head_dim: int, *, split: bool = True) -> tuple[int, int]:
     return (main, tail) if split and main + tail < whole else (whole, 0)
 
 
-def frame_groups(*, num_frames: int, num_tokens: int, num_ref_tokens: int, heads: int, block: int, slots: int) -> int:
+def frame_groups(
+    *,
+    num_frames: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    heads: int,
+    block: int,
+    slots: int,
+    ref_queries: bool = True,
+) -> int:
     """Into how many groups the frames are split for the reference's programs.
 
     One group computes the ref/ref block once, but in programs much longer than a frame's, for the last of which a small
@@ -195,13 +204,15 @@ def frame_groups(*, num_frames: int, num_tokens: int, num_ref_tokens: int, heads
         heads: B·H.
         block: rows per program.
         slots: programs that run at the same time.
+        ref_queries: whether the reference asks as well; its keys and values do not meet their own queries otherwise.
     """
+    num_ref_rows = num_ref_tokens if ref_queries else 0
     reference_tiles, frame_tiles = triton.cdiv(num_ref_tokens, block), triton.cdiv(num_tokens, block)
-    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_ref_tokens)
+    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_ref_rows)
 
     def duration(groups: int) -> float:
-        longest = num_ref_tokens + triton.cdiv(num_frames, groups) * num_tokens
-        reference_load = heads * reference_tiles * (groups * num_ref_tokens + num_frames * num_tokens)
+        longest = num_ref_rows + triton.cdiv(num_frames, groups) * num_tokens
+        reference_load = heads * reference_tiles * (groups * num_ref_rows + num_frames * num_tokens)
         return max((frame_load + reference_load) / slots, 2 * longest)
 
     candidates = {min(2**exponent, num_frames) for exponent in range(num_frames.bit_length() + 1)}
