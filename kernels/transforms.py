@@ -39,7 +39,7 @@ def register_batching(operator: Callable[..., object]) -> None:
 
     def rule(info: object, in_dims: tuple[int | None, ...], *arguments: object) -> tuple[object, object]:
         size = info.batch_size
-        folded = (_fold(x, dim, size) for x, dim in zip(arguments, in_dims, strict=True))
+        folded = (fold(x, dim, size) for x, dim in zip(arguments, in_dims, strict=True))
         results = operator(*folded)
         results = results if isinstance(results, tuple) else (results,)
         unfolded = tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in results)
@@ -58,7 +58,7 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
-def _fold(x: object, dim: int | None, size: int) -> object:
+def fold(x: object, dim: int | None, size: int) -> object:
     """`[…, size, …]` -> `[size·B, …]`; the same samples again where `x` has no such dimension."""
     if not isinstance(x, Tensor):
         return x

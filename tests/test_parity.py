@@ -154,7 +154,7 @@ def test_a_wrong_kernel_fails() -> None:
 @pytest.mark.parametrize("kernel", ["math", "cpu" if DEVICE == "cpu" else "efficient"])
 def test_partials_in_groups_of_frames(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU runs: several frames in one call, here 3 and then 1; and the math kernel in slices of rows."""
-    monkeypatch.setattr(partials, "_groups", lambda frames, _: (slice(i, i + 3) for i in range(0, len(frames), 3)))
+    monkeypatch.setattr(partials, "groups", lambda frames, _: (slice(i, i + 3) for i in range(0, len(frames), 3)))
     monkeypatch.setattr(torch_kernels, "MATH_SCORES", 256)
     shape = Shape(2, 4, 16, 8, 2, 16)
     assert not shortfalls(partial(partials.pisa_partials, kernel=kernel), inputs(shape, torch.float32), shape)

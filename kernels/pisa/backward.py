@@ -40,6 +40,7 @@ from .primitives import (
     zero_tile,
 )
 
+
 @triton.jit
 def row_dots(a, b, TAIL: tl.constexpr):
     """Row sums of the product of two tiles `[A, D]`, in fp32: `[A]`."""

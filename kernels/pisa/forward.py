@@ -37,6 +37,7 @@ from .primitives import (
     zero_tile,
 )
 
+
 @triton.jit
 def add_in_log2(a, b):
     """`log2(2**a + 2**b)`, for finite a."""
