@@ -13,10 +13,9 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from videomaker.kernels.pisa import backward, forward, launch, plans, primitives
 from videomaker.kernels.pisa.configs import Config, table_config
-from videomaker.kernels.pisa.plans import Geometry
+from videomaker.kernels.pisa.plans import FP32_POINTERS, Geometry
 
 HEADS = 8
-FP32_POINTERS = {"lse", "partials", "row_lse", "row_delta", "k_partials", "v_partials", "ref_bias"}
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 LAYOUTS = ("separate", "fused")  # q, k and v as tensors of their own, or views of one projection
 MODES = ("pisa", "reference", "reference + bias")  # the reference asks as well; is attended to alone; with a bias
@@ -72,7 +71,7 @@ class Variant:
         """The configuration for a family of GPUs."""
         if self.kernel in ("row_statistics", "sum_groups"):
             return Config(64, 0)
-        return self.config or table_config(self.kernel, family, self.head_dim, self.dtype)
+        return self.config or table_config(self.kernel, family, self.head_dim, self.dtype, whole_tiles=self.even)
 
     def constants(self, family: str) -> dict[str, object]:
         """Compile-time arguments, as plans.py makes them."""

@@ -1,19 +1,23 @@
 """Which tiles each kernel uses: a table per GPU family and head dim, found by static search, and what was tuned here.
 
-The table was searched without a GPU (`python bench/static.py` shows what its entries compile to): no spills, wgmma on
-sm_90, and then as many programs per multiprocessor as registers and shared memory allow. autotune.py measures instead.
+The table was searched without a GPU (`python bench/static.py` shows what its entries compile to, in every variant): at
+most 16 bytes spilled, wgmma on sm_90, then as many programs per multiprocessor as registers and shared memory allow.
+autotune.py measures instead. Nothing is refused while it runs: what a call computes never depends on earlier calls.
 """
 
 import functools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import triton
 
-# In training the forward also stores what the backward needs, which takes registers.
+# In training the forward also stores what the backward needs, which takes registers. Its tiles are those of inference:
+# reentrant checkpointing runs the one first and the other again, and both must give the same bits.
 KERNELS = ("forward", "forward_training", "backward_query", "backward_key")
 
 
@@ -34,6 +38,16 @@ class Config:
     split_values: bool = True
     sum_by_dot: bool = False
 
+    def fits(self, num_tokens: int, num_ref_tokens: int) -> bool:
+        """Whether a frame's and the reference's tokens are whole tiles, so that no row or column needs a mask."""
+        block = max(self.block_q, self.block_k)
+        return num_tokens % block == 0 and num_ref_tokens % block == 0
+
+    @property
+    def arithmetic(self) -> tuple[object, ...]:
+        """What the bits of a result depend on; stages and registers change the time alone."""
+        return self.block_q, self.block_k, self.num_warps, self.split_values, self.sum_by_dot
+
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that Triton takes besides the kernel's own."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -42,22 +56,18 @@ class Config:
         return options
 
 
-# family -> kernel -> (largest head dim, config), in order.
+# family -> kernel -> (largest head dim, config[, config where N or M is not whole tiles of the first]), in order.
+_HOPPER_FORWARD = [
+    (48, Config(64, 64, num_stages=3, max_registers=128)),
+    (80, Config(64, 64, num_stages=3, max_registers=168)),
+    (96, Config(64, 64)),
+    (128, Config(128, 64, num_warps=8)),
+    (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
+    (256, Config(64, 64, num_warps=8)),
+]
 _HOPPER = {
-    "forward": [
-        (48, Config(64, 64, num_stages=3, max_registers=128)),
-        (80, Config(64, 64, num_stages=3, max_registers=168)),
-        (96, Config(64, 64)),
-        (128, Config(128, 64, num_warps=8)),
-        (192, Config(64, 32, num_stages=3)),
-        (256, Config(64, 64, num_warps=8)),
-    ],
-    "forward_training": [
-        (80, Config(64, 64, num_stages=3, max_registers=168)),
-        (96, Config(64, 64)),
-        (128, Config(128, 64, num_warps=8)),
-        (256, Config(64, 64, num_warps=8)),
-    ],
+    "forward": _HOPPER_FORWARD,
+    "forward_training": _HOPPER_FORWARD,
     "backward_query": [
         (48, Config(64, 64, num_stages=3)),
         (96, Config(64, 64, max_registers=168)),
@@ -66,7 +76,6 @@ _HOPPER = {
         (256, Config(64, 32, num_warps=8)),
     ],
     "backward_key": [
-        (48, Config(64, 64, max_registers=168)),
         (64, Config(64, 64)),
         (96, Config(32, 64, num_stages=3)),
         (128, Config(64, 64, num_warps=8)),
@@ -110,10 +119,11 @@ def gpu_family(device: torch.device) -> str:
     return {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability) or {8: "sm_89", 10: "sm_100"}.get(capability[0], "sm_120")
 
 
-def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) -> Config:
+def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype, *, whole_tiles: bool = True) -> Config:
     """The table's entry."""
     entries = _FLOAT32 if dtype == torch.float32 else TABLE[family][kernel]
-    return next(config for largest, config in entries if head_dim <= largest)
+    configs = next(configs for largest, *configs in entries if head_dim <= largest)
+    return configs[0] if whole_tiles else configs[-1]
 
 
 def choose_config(
@@ -128,7 +138,12 @@ def choose_config(
 ) -> Config:
     """What was tuned for such shapes on this GPU, else the table's entry; whatever was called before."""
     key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens, ref_queries)
-    return tuned_configs().get(key) or table_config(kernel, gpu_family(device), head_dim, dtype)
+    if key in tuned_configs():
+        return tuned_configs()[key]
+    usual = table_config(kernel, gpu_family(device), head_dim, dtype)
+    if usual.fits(num_tokens, num_ref_tokens):
+        return usual
+    return table_config(kernel, gpu_family(device), head_dim, dtype, whole_tiles=False)
 
 
 def tuning_key(
@@ -150,21 +165,39 @@ def tuning_key(
 @functools.cache
 def tuned_configs() -> dict[str, Config]:
     """The configurations that `autotune` has stored, by key; read once."""
-    try:
-        return {key: Config(**fields) for key, fields in json.loads(tuning_file().read_text()).items()}
-    except (OSError, ValueError, TypeError):  # none yet, or of another version
-        return {}
+    return _read_tuned(tuning_file())
 
 
 def store_tuned(configs: dict[str, Config]) -> None:
-    """Adds to the configurations on disk and in use, whole files at a time."""
-    tuned = tuned_configs()
-    tuned.update(configs)
+    """Adds to the configurations in use and on disk, where those of other processes stay."""
     path = tuning_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({key: asdict(config) for key, config in tuned.items()}, indent=1))
-    temporary.replace(path)
+    with _locked(path.with_suffix(".lock")):
+        tuned = _read_tuned(path) | configs
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({key: asdict(config) for key, config in tuned.items()}, indent=1))
+        temporary.replace(path)
+    tuned_configs().update(configs)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the operating system frees the lock of a process that died."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_tuned(path: Path) -> dict[str, Config]:
+    try:
+        return {key: Config(**fields) for key, fields in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or of another version
+        return {}
 
 
 def tuning_file() -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backward import pisa_backward_key, pisa_backward_query, pisa_row_statistics
 from .configs import Config
 from .forward import pisa_forward
-from .plans import Geometry, plan_backward_key, plan_backward_query, plan_forward, plan_statistics
+from .plans import FP32_POINTERS, Geometry, plan_backward_key, plan_backward_query, plan_forward, plan_statistics
 from .primitives import sum_groups
 
 LOG2_E = math.log2(math.e)
@@ -176,6 +176,29 @@ def run_backward_key(
         for partial, gradient in zip(partials, ref_gradients, strict=True):
             _sum(partial, gradient)
     return *own_gradients, *ref_gradients
+
+
+def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> object:
+    """Compiles one of the attention kernels for a GPU without a launch; what Triton's `warmup` returns."""
+    if kernel.startswith("forward"):
+        function, plan = pisa_forward, plan_forward(geometry, kernel == "forward_training", config)
+    elif kernel == "backward_query":
+        function, plan = pisa_backward_query, plan_backward_query(geometry, config)
+    else:
+        function, plan = pisa_backward_key, plan_backward_key(geometry, True, True, config)
+    names = [name for name in function.arg_names if name not in plan.constants]
+    return function.warmup(*(_stand_in(name, geometry) for name in names), grid=plan.grid, **plan.constants)
+
+
+def _stand_in(name: str, geometry: Geometry) -> object:
+    """An argument of the type that a launch passes; a dtype stands for an aligned tensor."""
+    if name == "ref_bias" and not geometry.ref_bias:
+        return None
+    if name.startswith("scale"):
+        return 1.0
+    if name.startswith(("num_", "stride_")):
+        return 1
+    return torch.float32 if name in FP32_POINTERS else geometry.dtype
 
 
 def _sum(partials: Tensor, out: Tensor) -> None:

@@ -10,6 +10,8 @@ import triton
 from .configs import Config, choose_config, frame_groups, head_widths
 
 STATISTICS_BLOCK = 64
+# The kernels' pointers that are float32 in every dtype.
+FP32_POINTERS = frozenset(("lse", "partials", "row_lse", "row_delta", "k_partials", "v_partials", "ref_bias"))
 
 
 class Geometry(NamedTuple):
@@ -72,7 +74,6 @@ def config_of(kernel: str, geometry: Geometry) -> Config:
 
 def shared_constants(geometry: Geometry, config: Config, *, is_split: bool) -> dict[str, object]:
     """Compile-time arguments that the three attention kernels share."""
-    block = max(config.block_q, config.block_k)
     stride_q, stride_k, stride_v = (stride[1] for stride in geometry.strides[:3])
     return {
         "STRIDE_Q": stride_q,
@@ -82,7 +83,7 @@ def shared_constants(geometry: Geometry, config: Config, *, is_split: bool) -> d
         "D": geometry.shape[3],
         "BLOCK_Q": config.block_q,
         "BLOCK_K": config.block_k,
-        "EVEN": geometry.num_tokens % block == 0 and geometry.num_ref_tokens % block == 0,
+        "EVEN": config.fits(geometry.num_tokens, geometry.num_ref_tokens),
         "ALIGN": math.gcd(16, *(number for stride in geometry.strides for number in stride[:3])),
         "PRECISION": geometry.precision,
         "REF_QUERIES": geometry.ref_queries,

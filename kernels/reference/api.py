@@ -75,12 +75,9 @@ def choose_reference_backend(q: Tensor, num_frames: int, backend: str = "auto") 
     """The backend that `reference_attention` runs for such a `q`, and why. Raises as `choose_backend`."""
     name, reason = choose_backend(q, backend)
     tokens, head_dim = q.shape[1], q.shape[3]
-    if backend == "auto" and name == "triton" and num_frames == 1:
-        if head_dim == LIBRARY_HEAD_DIM and tokens >= LIBRARY_TOKENS:
-            return (
-                "sdpa",
-                f"one frame of {tokens} tokens, D = {head_dim}: torch's kernels are faster by published figures",
-            )
+    is_long = num_frames == 1 and head_dim == LIBRARY_HEAD_DIM and tokens >= LIBRARY_TOKENS
+    if backend == "auto" and name == "triton" and is_long:
+        name, reason = "sdpa", f"F = 1, D = {head_dim}, {tokens} tokens: torch is faster by published figures"
     return name, reason
 
 

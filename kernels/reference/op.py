@@ -1,7 +1,5 @@
 """The Triton backend of reference attention as a PyTorch operator: PISA's kernels without queries of the reference."""
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -28,10 +26,6 @@ def reference_triton(
     if INTERPRETED and dtype == torch.bfloat16:  # Triton's interpreter cannot multiply bfloat16 matrices
         inputs = tuple(x.float() for x in inputs)
     bias = None if bias is None else bias.contiguous()
-    if os.environ.get("VIDEOMAKER_AUTOTUNE") == "1" and not torch.compiler.is_compiling():
-        from ..pisa.autotune import autotune_reference_once
-
-        autotune_reference_once(reference_triton, *inputs, bias, num_frames, scale)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     out = _attend(*inputs, bias, num_frames, scale, save)[0]
     return out if out.dtype == dtype else out.to(dtype)
