@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from videomaker.kernels.accuracy import poisoned_memory
 from videomaker.kernels.pisa import autotune, configs, op
 from videomaker.kernels.pisa.naive import pisa_naive
-from videomaker.kernels.testing import poisoned_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FRAMES, TOKENS, REFERENCE, SCALE = 3, 6, 5, 0.4
@@ -140,7 +140,7 @@ def test_table_covers_every_head_dim(family: str) -> None:
 def test_long_problems_are_not_split_and_short_ones_are() -> None:
     def groups(tokens: int, block: int = 64) -> int:
         return configs.frame_groups(
-            num_frames=16, num_tokens=tokens, num_reference=tokens, heads=16, block=block, slots=264
+            num_frames=16, num_tokens=tokens, num_ref_tokens=tokens, heads=16, block=block, slots=264
         )
 
     assert [groups(tokens) for tokens in (4096, 1024, 256, 64)] == [1, 1, 4, 16]
@@ -151,13 +151,13 @@ def test_tuned_configurations_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch
     configs.tuned_configs.cache_clear()
     try:
         shape = {"device": torch.device("cpu"), "dtype": torch.float16, "head_dim": 40}
-        tokens = {"num_tokens": 100, "num_reference": 60}
+        tokens = {"num_tokens": 100, "num_ref_tokens": 60}
         usual = configs.choose_config("forward", **shape, **tokens)
         tuned = dataclasses.replace(usual, block_k=32)
         configs.store_tuned({configs.tuning_key("forward", *shape.values(), *tokens.values()): tuned})
         configs.tuned_configs.cache_clear()
-        assert configs.choose_config("forward", **shape, num_tokens=128, num_reference=64) == tuned
-        assert configs.choose_config("forward", **shape, num_tokens=129, num_reference=64) == usual
+        assert configs.choose_config("forward", **shape, num_tokens=128, num_ref_tokens=64) == tuned
+        assert configs.choose_config("forward", **shape, num_tokens=129, num_ref_tokens=64) == usual
         configs.tuning_file().write_text(json.dumps({"key": {"no such field": 1}}))
         configs.tuned_configs.cache_clear()
         assert configs.choose_config("forward", **shape, **tokens) == usual
@@ -194,10 +194,10 @@ def test_autotune_takes_the_fastest_that_is_exact(tmp_path, monkeypatch: pytest.
 def test_spilling_configurations_are_not_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "_refused", set())
     shape = {"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 40, "num_tokens": 64}
-    capped = configs.choose_config("forward", **shape, num_reference=64)
+    capped = configs.choose_config("forward", **shape, num_ref_tokens=64)
     assert capped.max_registers == 128
     configs.refuse("forward", 40, capped)
-    assert configs.choose_config("forward", **shape, num_reference=64).max_registers is None
+    assert configs.choose_config("forward", **shape, num_ref_tokens=64).max_registers is None
 
 
 def test_hopper_kernels_use_wgmma_and_do_not_spill() -> None:
