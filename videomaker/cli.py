@@ -596,6 +596,11 @@ def _report(done: str, dropped: dict[str, int]) -> None:
         typer.echo(f"  left out, {reason}: {count}")
 
 
+from videomaker import cli_serve  # noqa: E402
+
+cli_serve.register(app)
+
+
 def main() -> None:
     """The console script `videomaker`."""
     app()

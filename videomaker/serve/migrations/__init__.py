@@ -1,0 +1,1 @@
+"""Alembic migrations of the tables, inside the package so that a server brings its own."""
