@@ -29,19 +29,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
-from videomaker.train.cache import open_cache
-from videomaker.train.config import TrainConfig, load_config
-from videomaker.train.dataset import build_dataset, build_loader
+from videomaker.train.config import TrainConfig
 from videomaker.train.engine import learning_rate, set_numerics
-from videomaker.train.model import encode_latents, load_pipeline, mixed_precision
+from videomaker.train.model import load_pipeline, mixed_precision
+from videomaker.train.overrides import load_config
 from videomaker.train.step import add_noise, draw, target
 
 from videomaker import media
+from videomaker.data.cache import open_cache
+from videomaker.data.dataset import build_dataset
+from videomaker.data.encode import encode_latents
+from videomaker.data.loader import build_loader
 from videomaker.denoising import predict_noise
-from videomaker.evaluate import SpriteSuite, evaluate_sprites, sprite_cases
-from videomaker.files import atomic_path
+from videomaker.evaluation.sprites import SpriteSuite, evaluate_sprites, sprite_cases
+from videomaker.files import atomic_path, sha256
 from videomaker.pipeline import VideoMakerPipeline
-from videomaker.weights import sha256
 
 ROOT = Path(__file__).parents[1]
 MEASURES = {

@@ -34,13 +34,16 @@ from rivals import usual
 from sd15 import sd15_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
-from videomaker import VideoMakerPipeline, artifacts, default_model_path
-from videomaker.attention import PisaAttnProcessor, install_pisa
-from videomaker.compiled import Bucket, CapturedGraph
+from videomaker import VideoMakerPipeline, default_model_path
+from videomaker.attention import EACH_ROW_ALONE, PisaAttnProcessor, install_pisa
+from videomaker.compiled import artifacts
+from videomaker.compiled.graphs import Bucket, CapturedGraph
+from videomaker.compiled.processors import prepare_unet, project_text
+from videomaker.compiled.sampler import Approximations, ddim_weights
+from videomaker.compiled.step import denoising_step
 from videomaker.denoising import guided_noise
 from videomaker.files import atomic_path
-from videomaker.memory import module_bytes
-from videomaker.static_step import Approximations, ddim_weights, denoising_step, prepare_unet, project_text
+from videomaker.pipeline.memory import module_bytes
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PATHS = ("ours", "usual", "plain")
@@ -57,11 +60,19 @@ KINDS = {  # by words in the names of operators and kernels, the first match cou
 class UsualPisaProcessor(PisaAttnProcessor):
     """The usual path: attention over `[frame ‖ a copy of the reference]`, split and averaged."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+    def __call__(
+        self,
+        attn,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        temb=None,
+        reference_layout=EACH_ROW_ALONE,
+    ):
         """Maps hidden states `[B·(F+R), N, C]` to the same shape."""
         rows, tokens, _ = hidden_states.shape
-        frames, references = self.layout.num_frames, self.layout.num_references
-        q, k, v = self.project(attn, hidden_states, rows // self.layout.rows_per_video())
+        frames, references = reference_layout
+        q, k, v = self.project(attn, hidden_states, rows // reference_layout.rows_per_video)
         attended = usual(q, k, v, num_frames=frames, num_ref_tokens=references * tokens, scale=attn.scale, kernel=None)
         return attn.to_out[1](attn.to_out[0](attended.reshape(rows, tokens, -1)))
 
@@ -89,7 +100,7 @@ def make_pipeline(options: argparse.Namespace, path: str = "ours") -> VideoMaker
         pipe.to(options.device, options.dtype)
         pipe.set_progress_bar_config(disable=True)
     for module in pisa_layers(pipe.unet) if path != "ours" else ():
-        module.set_processor(UsualPisaProcessor(pipe.unet.pisa_layout) if path == "usual" else AttnProcessor2_0())
+        module.set_processor(UsualPisaProcessor() if path == "usual" else AttnProcessor2_0())
     return pipe
 
 

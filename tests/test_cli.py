@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_motion_adapter, tiny_pipeline, tiny_unet2d
 from typer.testing import CliRunner
 
-from videomaker import generate, media, record, request
+from videomaker import media
 from videomaker.attention import is_spatial_self_attention
 from videomaker.cli import app
+from videomaker.files import sha256
+from videomaker.jobs import record, render, request
 
 runner = CliRunner()
 PROMPT = "a creature over a meadow"
@@ -90,7 +92,7 @@ def test_generate_writes_a_video_and_all_it_was_made_from(run, reference, tmp_pa
     }  # fmt: skip
     assert made_from["output"] == {"format": "mp4", "upscale": 8}
     assert made_from["video_sha256"] == record.file_digest(video)
-    assert made_from["references"] == [{"path": str(reference), "sha256": record.sha256(reference)}]
+    assert made_from["references"] == [{"path": str(reference), "sha256": sha256(reference)}]
     assert made_from["model"]["device"] != "auto" and made_from["model"]["dtype"] != "auto"
 
 
@@ -138,20 +140,20 @@ def test_a_file_that_is_no_record(tmp_path, text):
 
 
 def test_an_interrupted_batch_goes_on(run, tmp_path, monkeypatch):
-    render = generate.render
+    whole = render.render
 
     def stop_at_second(pipe, batch, *arguments):
         if batch[0].seed == 1:
             raise KeyboardInterrupt
-        return render(pipe, batch, *arguments)
+        return whole(pipe, batch, *arguments)
 
-    monkeypatch.setattr(generate, "render", stop_at_second)
+    monkeypatch.setattr(render, "render", stop_at_second)
     result = run("--seed", "0-2")
     assert result.exit_code == 130
     assert "1 of 3 videos are complete" in result.stderr
     assert files(tmp_path / "out") == [f"subject_a-creature-over-a-meadow_0.{x}" for x in ("json", "mp4")]
 
-    monkeypatch.setattr(generate, "render", render)
+    monkeypatch.setattr(render, "render", whole)
     first = tmp_path / "out" / "subject_a-creature-over-a-meadow_0.mp4"
     before = first.stat().st_mtime_ns
     assert run("--seed", "0-2").exit_code == 0

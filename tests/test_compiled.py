@@ -12,13 +12,16 @@ from tiny import tiny_pipeline, tiny_scheduler, tiny_vae
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
-from videomaker import InputError, VideoMakerPipeline, artifacts, generate, request
+from videomaker import InputError, VideoMakerPipeline
 from videomaker.attention import install_pisa
 from videomaker.cli import app
-from videomaker.compiled import Bucket, StaticGraph
+from videomaker.compiled import Bucket, StaticGraph, artifacts
+from videomaker.compiled.processors import prepare_unet, project_text
+from videomaker.compiled.sampler import Approximations, ddim_weights
+from videomaker.compiled.step import denoising_step
 from videomaker.denoising import guided_noise
-from videomaker.memory import PeakMemory, decoder_bytes_per_frame, module_bytes
-from videomaker.static_step import Approximations, ddim_weights, denoising_step, prepare_unet, project_text
+from videomaker.jobs import prepare, request
+from videomaker.pipeline.memory import PeakMemory, decoder_bytes_per_frame, module_bytes
 
 pytestmark = pytest.mark.timeout(1800)  # the C++ compiler takes its time on a busy machine
 
@@ -217,7 +220,7 @@ def test_generate_declares_the_shapes_of_its_batches(tmp_path):
     settings = request.Settings(frames=4, height=32, width=48, guidance=1.0)
     recipe = request.Recipe(request.ModelSpec(compile=True), settings)
     job = request.Job((tmp_path / "a.png", tmp_path / "b.png"), "a fox", 0, tmp_path / "fox.mp4")
-    generate.compile_for(generate.Prepared(pipe, recipe, {}), [[job, job], [job]], tmp_path)
+    prepare.compile_for(prepare.Prepared(pipe, recipe, {}), [[job, job], [job]], tmp_path)
     shapes = [Bucket(4, 32, 48, batch, num_references=2, guidance=False) for batch in (2, 1)]
     assert asked == [(shapes, tmp_path)]
 

@@ -16,17 +16,17 @@ from clips import SIZE, damage, picture_index, write_lines, write_video
 from PIL import Image
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
-from videomaker.train import index
-from videomaker.train import manifest as manifests
-from videomaker.train import shards as shard_files
-from videomaker.train.augment import NONE, Augmentation, affine_on_white, augment_reference
-from videomaker.train.cache import build_cache, open_cache
-from videomaker.train.check import check_manifest, write_clean
-from videomaker.train.dataset import DataConfig, build_dataset, build_loader, decode_window, epoch_order
-from videomaker.train.reference import crop_to_box, mask_on_white
-from videomaker.train.shards import write_shards
-from videomaker.train.video import ClipError, open_video, probe
 
+from videomaker.data import index
+from videomaker.data import manifest as manifests
+from videomaker.data import shards as shard_files
+from videomaker.data.cache import build_cache, open_cache
+from videomaker.data.check import check_manifest, write_clean
+from videomaker.data.dataset import DataConfig, build_dataset, decode_window
+from videomaker.data.loader import build_loader, epoch_order
+from videomaker.data.reference import NONE, Augmentation, affine_on_white, augment_reference, crop_to_box, mask_on_white
+from videomaker.data.shards import write_shards
+from videomaker.data.video import ClipError, open_video, probe
 from videomaker.errors import InputError
 
 

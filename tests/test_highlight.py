@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from clips import SIZE, write_lines, write_video
 from PIL import Image
-from videomaker.train.dataset import DataConfig, build_dataset
-from videomaker.train.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, suppress
-from videomaker.train.manifest import read_manifest
 
+from videomaker.data.dataset import DataConfig, build_dataset
+from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, suppress
+from videomaker.data.manifest import read_manifest
 from videomaker.errors import InputError
 
 BOX = (4.0, 8.0, 20.0, 24.0)

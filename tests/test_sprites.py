@@ -11,15 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-from videomaker.train.config import load_config
 from videomaker.train.default import install
-from videomaker.train.manifest import read_manifest
 from videomaker.train.model import blocks_of_pixels
+from videomaker.train.overrides import load_config
 
-from videomaker import default_model_path, evaluate, media
+from videomaker import default_model_path, media
 from videomaker.cli import app
+from videomaker.data.manifest import read_manifest
 from videomaker.errors import InputError
-from videomaker.evaluate import SpriteSuite, contact_sheet, evaluate_sprites, reference_gain, sprite_cases
+from videomaker.evaluation import sprites as evaluate
+from videomaker.evaluation.sprites import SpriteSuite, contact_sheet, evaluate_sprites, reference_gain, sprite_cases
 from videomaker.pipeline import VideoMakerPipeline
 from videomaker.sprites import world
 from videomaker.sprites.dataset import write_dataset

@@ -15,22 +15,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 from videomaker.train import checkpoint as checkpoints
-from videomaker.train.config import (
-    PRESETS,
-    GuardConfig,
-    MethodConfig,
-    ModelConfig,
-    TrainConfig,
-    ZeroConfig,
-    load_config,
-    preset,
-    save_config,
-)
+from videomaker.train.config import GuardConfig, MethodConfig, ModelConfig, TrainConfig, ZeroConfig
 from videomaker.train.engine import deepspeed_json, learning_rate, set_numerics, start_distributed
 from videomaker.train.export import export_run
 from videomaker.train.guards import LossGuard, StopRequest
 from videomaker.train.main import main
 from videomaker.train.model import mixed_precision, prepare_denoiser
+from videomaker.train.overrides import load_config, preset, save_config
+from videomaker.train.presets import PRESETS
 from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
 from videomaker.train.trainer import Trainer, TrainingFailed
 
@@ -500,8 +492,8 @@ def test_a_damaged_checkpoint_is_passed_over(trainer, tmp_path):
 def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(trainer, monkeypatch):
     made = trainer("guards.max_skipped=2", "checkpoint.every=0")
     before = weights(made)
-    prepare = made.learner_inputs
-    monkeypatch.setattr(made, "learner_inputs", lambda *a: (prepare(*a)[0] * float("nan"), *prepare(*a)[1:]))
+    prepare = made.inputs
+    monkeypatch.setattr(made, "inputs", lambda *a: (prepare(*a)[0] * float("nan"), *prepare(*a)[1:]))
     with pytest.raises(TrainingFailed, match=r"2 steps in a row were skipped.*learning_rate"):
         made.run(StopRequest())
     assert all(torch.equal(value, before[name]) for name, value in weights(made).items())

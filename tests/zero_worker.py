@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 from videomaker.train.checkpoint import _RecordingWriter
-from videomaker.train.config import TrainConfig, load_config
+from videomaker.train.config import TrainConfig
 from videomaker.train.engine import start_distributed
 from videomaker.train.guards import StopRequest
+from videomaker.train.overrides import load_config
 from videomaker.train.trainer import Trainer
 
 

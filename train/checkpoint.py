@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save
 from torch import distributed as dist
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
-from videomaker.weights import sha256
+from videomaker.files import atomic_path, sha256
 
 from .config import CheckpointConfig
 from .engine import gather_trained, set_average

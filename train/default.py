@@ -13,18 +13,48 @@ import subprocess
 import sys
 from pathlib import Path
 
-from videomaker.train.cache import build_cache, load_encoders
-from videomaker.train.config import load_config
+import torch
+from diffusers import DDIMScheduler
 from videomaker.train.export import export_run
+from videomaker.train.overrides import load_config
 
 from videomaker import default_model_path
+from videomaker.data.cache import build_cache
+from videomaker.data.encode import load_encoders
 from videomaker.files import atomic_directory
+from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
 from videomaker.sprites.dataset import write_dataset
-from videomaker.sprites.model import write_untrained_model
+from videomaker.sprites.model import make_text_encoder, make_tokenizer, make_unet, make_vae
+from videomaker.sprites.world import FPS, NUM_FRAMES
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 UNTRAINED = Path("runs/sprites-untrained")
 FINAL = Path("runs/sprites")
+
+
+def write_untrained_model(out: Path, *, seed: int = 0) -> None:
+    """Writes a whole pipeline in the diffusers format, weights drawn from `seed`, for the training to start from.
+
+    The text model stays as it is drawn: its embeddings tell the few words apart, and the UNet learns to read them.
+    It predicts velocity (arXiv 2202.00512), because on frames this small the noise loss hardly weighs the noisy steps,
+    which are those where the reference matters.
+    """
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    pipeline = VideoMakerPipeline(
+        text_encoder=make_text_encoder(tokenizer),
+        vae=make_vae(),
+        tokenizer=tokenizer,
+        unet=make_unet(),
+        motion_adapter=None,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction", **ANIMATEDIFF_SCHEDULE
+        ),
+    )
+    with atomic_directory(out) as folder:
+        pipeline.save_pretrained(folder)
+        settings = {"num_frames": NUM_FRAMES, "fps": FPS, "num_inference_steps": 10, "guidance_scale": 2.0}
+        (folder / "generation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def install(pipeline: Path, place: Path) -> None:

@@ -17,7 +17,8 @@ from videomaker.files import atomic_directory, atomic_path
 from videomaker.weights import save_partial
 
 from .checkpoint import WEIGHTS, Checkpoints, Found
-from .config import TrainConfig, load_config, save_config
+from .config import TrainConfig
+from .overrides import load_config, save_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

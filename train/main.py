@@ -25,7 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the training; returns the exit code: 0 done or stopped on request, 1 failed, 2 bad input."""
-    from videomaker.train.config import load_config, save_config
+    from videomaker.train.overrides import load_config, save_config
 
     options = parse_arguments(arguments)
     overrides = [*options.overrides, *([f"checkpoint.resume={options.resume}"] if options.resume else [])]
@@ -76,7 +76,7 @@ def train(config) -> None:
 def _write_run_folder(config, ds_json: dict) -> None:
     import json
 
-    from videomaker.train.config import save_config
+    from videomaker.train.overrides import save_config
 
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)

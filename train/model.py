@@ -24,7 +24,7 @@ from videomaker.pipeline import VideoMakerPipeline
 
 from .config import MethodConfig, ModelConfig, TrainConfig
 from .engine import computes_bf16
-from .step import Draws, add_noise, generator, girl_timestep, losses, min_snr_weight, target
+from .step import Draws, add_noise, girl_timestep, losses, min_snr_weight, target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
 
@@ -219,32 +219,3 @@ def _remove_pisa(unet: UNetMotionModel) -> None:
     for module in unet.modules():
         if isinstance(getattr(module, "processor", None), PisaAttnProcessor):
             module.set_processor(AttnProcessor2_0())
-
-
-@torch.no_grad()
-def encode_latents(
-    vae: AutoencoderKL, pixels: torch.Tensor, keys: Sequence[tuple[int, ...]], purpose: str
-) -> torch.Tensor:
-    """Samples the scaled latents `[B, C, F, h, w]` of `pixels` `[B, 3, F, H, W]` in [-1, 1], in fp32.
-
-    A clip's noise depends only on its key and on `purpose`.
-    """
-    posterior = vae.encode(pixels.transpose(1, 2).flatten(0, 1).to(vae.dtype)).latent_dist
-    shape = (pixels.shape[2], *posterior.mean.shape[1:])
-    sources = [generator(pixels.device, purpose, *key) for key in keys]
-    noise = torch.cat([torch.randn(shape, generator=source, device=pixels.device) for source in sources])
-    latents = posterior.mean.float() + posterior.std.float() * noise
-    return (latents * vae.config.scaling_factor).unflatten(0, (len(keys), -1)).transpose(1, 2)
-
-
-def tokenize(pipeline: VideoMakerPipeline, captions: Sequence[str], device: torch.device) -> torch.Tensor:
-    """Token ids `[B, L]`, padded and truncated to the text encoder's length."""
-    tokenizer = pipeline.tokenizer
-    tokens = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return tokens.input_ids.to(device)

@@ -5,12 +5,13 @@ Letters: B clips, C latent channels, F frames, R references, H×W latent size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+
+from videomaker.data.encode import generator
 
 from .config import MethodConfig
 
@@ -24,12 +25,6 @@ class Draws:
     reference_noise: torch.Tensor  # [B, C, R, H, W]
     drop_text: torch.Tensor  # [B], bool
     drop_image: torch.Tensor  # [B], bool
-
-
-def generator(device: torch.device, *key: int | str) -> torch.Generator:
-    """A generator whose stream is fixed by `key`, whatever ran before: a resumed run draws what it would have drawn."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def draw(

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
+from videomaker.data.dataset import DataConfig, build_dataset
+from videomaker.data.loader import build_loader
 from videomaker.errors import InputError
 
 from . import checkpoint as checkpoints
-from .config import DataConfig, TrainConfig
-from .dataset import build_dataset, build_loader
+from .config import TrainConfig
 from .engine import computes_bf16, deepspeed_json, initialize, learning_rate, plain_gradient_norm
-from .evaluation import Evaluation
 from .guards import LossGuard, StopRequest, Watchdog
+from .inputs import Inputs
 from .model import (
     DTYPES,
     Autoencoder,
-    encode_latents,
     load_pipeline,
     load_vae,
     prepare_denoiser,
-    tokenize,
 )
 from .monitor import Monitor, memory_gib
-from .step import draw, generator
+from .validation import Validation
 
 _ADVICE = (
     "try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, precision=bf16 instead of fp16, or look at "
@@ -55,8 +54,16 @@ class Trainer:
         self.guard = LossGuard(config.guards)
         self.checkpoints = checkpoints.Checkpoints(self.folder / "checkpoints", config.checkpoint)
         self._build_model()
+        self.inputs = Inputs(
+            config,
+            self.pipeline,
+            num_train_timesteps=0 if self.pipeline is None else len(self.learner.alphas_cumprod),
+            device=device,
+        )
         self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
-        self.evaluation = Evaluation(self)
+        self.validation = Validation(
+            config, self.pipeline, self.inputs, self.build_loader, rank=self.rank, world_size=self.world_size
+        )
         self._resume()
 
     # --- what it is made of
@@ -78,14 +85,13 @@ class Trainer:
         self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
         self.pipeline.vae.to(self.device)
         self.pipeline.text_encoder.to(self.device)
-        self._embeddings: dict[str, torch.Tensor] = {}
 
     def build_loader(self, data: DataConfig, *, seed: int, batch_size: int):
         """The endless loader of this rank over `data`."""
         where = {"rank": self.rank, "world_size": self.world_size}
         dataset = build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
         if self.pipeline is not None and data.long_captions == "error":
-            from .manifest import check_captions
+            from videomaker.data.manifest import check_captions
 
             check_captions(dataset.clips, self.pipeline.tokenizer)
         return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
@@ -93,7 +99,7 @@ class Trainer:
     def _open_cache(self, data: DataConfig):
         if not data.cache or self.pipeline is None:
             return None
-        from .cache import open_cache
+        from videomaker.data.cache import open_cache
 
         pipeline = self.pipeline
         return open_cache(data, vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
@@ -168,7 +174,7 @@ class Trainer:
                         reason = stop.reason or "another rank was asked to stop"
                         self.monitor.say(f"stopped and saved at step {self.step}: {reason}")
                         return False
-                    self._evaluate(watchdog)
+                    self._validate(watchdog)
         finally:
             self.monitor.close()
         return True
@@ -176,12 +182,14 @@ class Trainer:
     def _due(self, every: int, *, last: bool = False) -> bool:
         return (bool(every) and self.step % every == 0) or (last and self.step == self.config.steps)
 
-    def _evaluate(self, watchdog: Watchdog) -> None:
-        if self.evaluation.batches and self._due(self.config.validation.every):
-            self.monitor.record("held_out", self.step, self.evaluation.losses())
+    def _validate(self, watchdog: Watchdog) -> None:
+        if self.validation.batches and self._due(self.config.validation.every):
+            self.monitor.record("held_out", self.step, self.validation.losses(self.engine.module))
             watchdog.beat()
-        if self.evaluation.samples and self._due(self.config.sampling.every):
-            self.evaluation.write_samples(self.folder / "samples" / f"step-{self.step:08d}")
+        if self.validation.samples and self._due(self.config.sampling.every):
+            sheet = self.validation.write_samples(self.folder / "samples" / f"step-{self.step:08d}")
+            if sheet is not None:
+                self.monitor.image("samples", sheet, self.step)
             watchdog.beat()
 
     def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
@@ -208,7 +216,7 @@ class Trainer:
         return stopping
 
     def _micro_step(self, batch: dict[str, Any], micro_step: int) -> dict[str, torch.Tensor]:
-        losses = self.engine(*self.learner_inputs(batch, self._keys(micro_step)))
+        losses = self.engine(*self.inputs(batch, self._keys(micro_step)))
         self.engine.backward(losses["loss"])
         return losses
 
@@ -257,52 +265,3 @@ class Trainer:
                 "skipped": self.guard.skipped,
             }
             self.monitor.record("metrics", self.step, {**means, **extra})
-
-    # --- from a batch to what the learner takes
-
-    def learner_inputs(self, batch: dict[str, Any], keys: Sequence[tuple[int, ...]]) -> tuple:
-        """The arguments of the learner's forward for a batch whose clips have these keys."""
-        if self.config.task == "autoencoder":
-            pictures = torch.cat([batch["pixel_values"], batch["reference"]], dim=2)  # it will encode references, too
-            frames = pictures.to(self.device).transpose(1, 2).flatten(0, 1)
-            return frames, generator(self.device, "posterior", *keys[0])
-        latents = self._latents(batch, "latents", "pixel_values", keys)
-        reference = (
-            self._latents(batch, "reference_latents", "reference", keys) if self.config.task == "subject" else None
-        )
-        reference_shape = (latents.shape[1], 0, *latents.shape[3:]) if reference is None else reference.shape[1:]
-        draws = draw(
-            self.config.method,
-            latents.shape[1:],
-            reference_shape,
-            keys=keys,
-            num_train_timesteps=len(self.learner.alphas_cumprod),
-            device=self.device,
-        )
-        return latents, reference, self._text(batch, draws.drop_text.tolist()), draws
-
-    def _latents(self, batch: dict[str, Any], ready: str, pixels: str, keys) -> torch.Tensor:
-        if ready in batch:
-            return batch[ready].to(self.device, torch.float32)
-        return encode_latents(self.pipeline.vae, batch[pixels].to(self.device), keys, ready)
-
-    def _text(self, batch: dict[str, Any], dropped: Sequence[bool]) -> torch.Tensor:
-        """Embeddings of the captions, or their token ids when the text encoder is trained."""
-        empty = self.config.method.dropped_text == "empty"
-        captions = ["" if drop and empty else caption for caption, drop in zip(batch["caption"], dropped, strict=True)]
-        if self.config.model.train_text_encoder:
-            return tokenize(self.pipeline, captions, self.device)
-        if "prompt_embeds" not in batch:
-            return torch.stack([self._embedding(caption) for caption in captions])
-        embeds = batch["prompt_embeds"].to(self.device)
-        return torch.stack([self._embedding("") if d and empty else e for e, d in zip(embeds, dropped, strict=True)])
-
-    @torch.no_grad()
-    def _embedding(self, caption: str) -> torch.Tensor:
-        """The frozen text encoder's embedding `[L, E]`; captions come back every epoch, so the latest are kept."""
-        if caption not in self._embeddings:
-            if len(self._embeddings) >= 1024:
-                self._embeddings.pop(next(iter(self._embeddings)))
-            ids = tokenize(self.pipeline, [caption], self.device)
-            self._embeddings[caption] = self.pipeline.text_encoder(ids)[0][0]
-        return self._embeddings[caption]

@@ -11,6 +11,8 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Approximations": "videomaker.compiled",
+    "Bucket": "videomaker.compiled",
     "InputError": "videomaker.errors",
     "VideoMakerPipeline": "videomaker.pipeline",
     "install_pisa": "videomaker.attention",

@@ -6,34 +6,39 @@ Only the spatial self-attention (`attn1` outside the motion modules) changes; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
 from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from .kernels import pisa_attention
+from videomaker.kernels import pisa_attention
 
 
-@dataclass
-class ReferenceLayout:
+class ReferenceLayout(NamedTuple):
     """How the UNet's rows are laid out: per video `num_frames` frames, then `num_references` references.
 
-    One instance is shared by all processors of a UNet, as `unet.pisa_layout`. With `num_frames = 0` (nothing
-    announced) every row stands alone, which is the plain self-attention of AnimateDiff.
+    It travels with the call, as `cross_attention_kwargs=layout.as_kwargs()`. Without one every row stands alone, which
+    is the plain self-attention of AnimateDiff: a UNet keeps nothing of the layout between two calls.
     """
 
-    num_frames: int = 0
+    num_frames: int = 1
     num_references: int = 0
 
-    def announce(self, num_frames: int, num_references: int) -> None:
-        """Says how the rows of the next pass lie; `announce(0, 0)` after it."""
-        self.num_frames, self.num_references = num_frames, num_references
-
+    @property
     def rows_per_video(self) -> int:
         """Rows of the UNet's batch that belong to one video, references included."""
         return self.num_frames + self.num_references
+
+    def as_kwargs(self, others: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`cross_attention_kwargs` that carry this layout, beside `others`."""
+        return {**(others or {}), LAYOUT: self}
+
+
+LAYOUT = "reference_layout"  # the processors' parameter
+EACH_ROW_ALONE = ReferenceLayout()
 
 
 class PisaAttnProcessor:
@@ -43,8 +48,7 @@ class PisaAttnProcessor:
     the hidden states as they lie in memory. The average is taken before `to_out`, which commutes with it.
     """
 
-    def __init__(self, layout: ReferenceLayout, backend: str = "auto", fuse: bool = False):
-        self.layout = layout
+    def __init__(self, backend: str = "auto", fuse: bool = False):
         self.backend = backend
         self.fuse = fuse
 
@@ -55,20 +59,19 @@ class PisaAttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
+        reference_layout: ReferenceLayout = EACH_ROW_ALONE,
     ) -> torch.Tensor:
         """Maps hidden states `[B·(F+R), N, C]` to the same shape."""
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("PISA is a self-attention without a mask; got encoder_hidden_states or attention_mask")
         rows, num_tokens, _ = hidden_states.shape
-        num_frames = self.layout.num_frames or 1
-        rows_per_video = self.layout.rows_per_video() or 1
-        query, key, value = self.project(attn, hidden_states, rows // rows_per_video)
+        query, key, value = self.project(attn, hidden_states, rows // reference_layout.rows_per_video)
         attended = pisa_attention(  # [B, (F+R)·N, H, D]
             query,
             key,
             value,
-            num_frames=num_frames,
-            num_ref_tokens=(rows_per_video - num_frames) * num_tokens,
+            num_frames=reference_layout.num_frames,
+            num_ref_tokens=reference_layout.num_references * num_tokens,
             scale=attn.scale,
             backend=self.backend,
         )
@@ -100,31 +103,35 @@ def fused_projections(attn: Attention, hidden_states: torch.Tensor) -> tuple[tor
 class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
     """Text cross-attention for the frames alone; the reference passes its normalised input (paper, Table 3)."""
 
-    def __init__(self, layout: ReferenceLayout):
-        super().__init__()
-        self.layout = layout
-
     def __call__(
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
+        *args,
+        reference_layout: ReferenceLayout = EACH_ROW_ALONE,
         **kwargs,
     ) -> torch.Tensor:
         """Maps hidden states `[B·(F+R), N, C]` to the same shape; the text `[B·(F+R), L, E]` is repeated per row."""
-        rows_per_video = self.layout.rows_per_video()
-        if self.layout.num_references == 0:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
-        frames, reference = _split_rows(hidden_states, rows_per_video, self.layout.num_frames)
-        text, _ = _split_rows(encoder_hidden_states, rows_per_video, self.layout.num_frames)
+        if encoder_hidden_states is None or reference_layout.num_references == 0:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        frames, reference = _split_rows(hidden_states, reference_layout)
+        text, _ = _split_rows(encoder_hidden_states, reference_layout)
         attended = super().__call__(attn, frames.flatten(0, 1), text.flatten(0, 1), **kwargs)
         return torch.cat([attended.view_as(frames), reference], dim=1).flatten(0, 1)
 
 
-def _split_rows(x: torch.Tensor, rows_per_video: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _split_rows(x: torch.Tensor, layout: ReferenceLayout) -> tuple[torch.Tensor, torch.Tensor]:
     """Splits rows `[B·(F+R), …]` into the frames' `[B, F, …]` and the references' `[B, R, …]`."""
-    x = x.unflatten(0, (-1, rows_per_video))
-    return x[:, :num_frames], x[:, num_frames:]
+    x = x.unflatten(0, (-1, layout.rows_per_video))
+    return x[:, : layout.num_frames], x[:, layout.num_frames :]
+
+
+def _keep_layout_from_others(attn: Attention, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A pre-hook: diffusers hands the call's keyword arguments to every processor and warns of those it lacks."""
+    if LAYOUT in kwargs and LAYOUT not in signature(attn.processor.__call__).parameters:
+        kwargs = {name: value for name, value in kwargs.items() if name != LAYOUT}
+    return args, kwargs
 
 
 def is_spatial_self_attention(name: str) -> bool:
@@ -146,24 +153,25 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
     """Puts PISA processors on the spatial `attn1` layers of `unet`, and only there. Safe to call again.
 
     Args:
-        unet: the model; it gets the attribute `pisa_layout`, which its processors share.
+        unet: the model. It keeps nothing but its processors: the layout of a call comes with the call.
         backend: of `videomaker.kernels.pisa_attention`.
         reference_cross_attention: whether the reference takes part in text cross-attention (a row of Table 3).
 
     Returns:
         The names of the changed `attn1` layers.
     """
-    layout = getattr(unet, "pisa_layout", None) or ReferenceLayout()
-    unet.pisa_layout = layout
     installed = []
     for name, module in unet.named_modules():
         if not isinstance(module, Attention) or "motion_modules" in name.split("."):
             continue
         if is_spatial_self_attention(name):
-            module.set_processor(PisaAttnProcessor(layout, backend))
+            module.set_processor(PisaAttnProcessor(backend))
             installed.append(name)
-        elif not reference_cross_attention:
-            module.set_processor(FramesOnlyCrossAttnProcessor(layout))
+            continue
+        if _keep_layout_from_others not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_keep_layout_from_others, with_kwargs=True)
+        if not reference_cross_attention:
+            module.set_processor(FramesOnlyCrossAttnProcessor())
         elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):
             module.set_processor(AttnProcessor2_0())
     return installed

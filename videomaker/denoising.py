@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from diffusers import UNetMotionModel
 
+from videomaker.attention import ReferenceLayout
+
 
 def predict_noise(
     unet: UNetMotionModel,
@@ -38,17 +40,15 @@ def predict_noise(
     """
     num_frames = latents.shape[2]
     sample = latents if reference_latents is None else torch.cat([latents, reference_latents], dim=2)
-    unet.pisa_layout.announce(num_frames, sample.shape[2] - num_frames)
+    layout = ReferenceLayout(num_frames, sample.shape[2] - num_frames)
     noise = unet(
         sample,
         timestep,
         encoder_hidden_states=prompt_embeds.repeat_interleave(sample.shape[2], dim=0),
-        cross_attention_kwargs=cross_attention_kwargs,
+        cross_attention_kwargs=layout.as_kwargs(cross_attention_kwargs),
         added_cond_kwargs=added_cond_kwargs,
         return_dict=False,
     )[0]
-    if not torch.is_grad_enabled():  # a backward pass with checkpointing reads the layout again
-        unet.pisa_layout.announce(0, 0)
     return noise[:, :, :num_frames], noise[:, :, num_frames:]
 
 

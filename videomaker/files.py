@@ -1,7 +1,8 @@
-"""Outputs that are complete or absent: written aside, then renamed."""
+"""Outputs that are complete or absent: written aside, then renamed. And what a file holds, as a digest."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -85,3 +86,9 @@ def _umask() -> int:
     mask = os.umask(0o077)  # it can only be read by setting it
     os.umask(mask)
     return mask
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

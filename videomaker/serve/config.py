@@ -111,10 +111,12 @@ class ServeConfig(BaseSettings):
 
     @property
     def database_url(self) -> str:
+        """Of SQLAlchemy."""
         return self.database or f"sqlite:///{self.data.absolute() / 'videomaker.db'}"
 
     @property
     def files_url(self) -> str:
+        """Of `Store`."""
         return self.files or str(self.data.absolute() / "files")
 
     @property

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from videomaker import default_model_path
 from videomaker.errors import InputError
+from videomaker.jobs.defaults import PAPER_SETTINGS, generation_defaults, model_folder
 
 from .config import ServeConfig, Shape
 
-# The paper's values, where a model's generation.json has none.
-_PAPER = {"num_frames": 16, "fps": 8.0, "num_inference_steps": 30, "guidance_scale": 8.0, "negative_prompt": ""}
+# The API's words, which are the pipeline's, and those of `videomaker.jobs`.
+_SETTINGS = {
+    "num_frames": "frames",
+    "fps": "fps",
+    "height": "height",
+    "width": "width",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "fit": "fit",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,8 @@ class ModelFacts:
 
     Args:
         name: in the API.
-        defaults: `num_frames`, `fps`, `height`, `width`, `num_inference_steps`, `guidance_scale`, `negative_prompt`.
+        defaults: `num_frames`, `fps`, `height`, `width`, `num_inference_steps`, `guidance_scale`, `negative_prompt`,
+            `fit`.
         factor: pixels of a latent's side; sizes are multiples of it.
         max_positions: frames and references together.
         max_steps: of the schedule.
@@ -43,7 +53,7 @@ def describe_model(config: ServeConfig) -> ModelFacts:
     Raises:
         InputError: the folder is not a model in the diffusers format.
     """
-    folder = default_model_path() if config.model == "default" else Path(config.model)
+    folder = model_folder(config.model)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"unknown model {config.model!r}: give 'default' or a folder in the diffusers format")
     unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
@@ -51,15 +61,16 @@ def describe_model(config: ServeConfig) -> ModelFacts:
     schedule = _read(folder / "scheduler" / "scheduler_config.json")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     side = unet["sample_size"] * factor
-    own = _read(folder / "generation.json") if (folder / "generation.json").is_file() else {}
-    defaults = {"height": side, "width": side, **_PAPER}
+    own, note = generation_defaults(folder)
+    settings = {**asdict(PAPER_SETTINGS), "height": side, "width": side}
+    settings.update({name: value for name, value in asdict(own).items() if value is not None})
     return ModelFacts(
         name=config.name,
-        defaults={name: own.get(name, value) for name, value in defaults.items()},
+        defaults={name: settings[ours] for name, ours in _SETTINGS.items()},
         factor=factor,
         max_positions=motion.get("motion_max_seq_length", 32),
         max_steps=min(config.max_steps, schedule["num_train_timesteps"]),
-        note=own.get("note"),
+        note=note,
     )
 
 

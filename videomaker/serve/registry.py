@@ -71,7 +71,7 @@ class Registry:
         return sum(measured) / len(measured) if measured else self.assumed_seconds
 
     def queue_figures(self) -> list[Row]:
-        """By model and bucket: `queued`, `running`, the `oldest` queued one's age and `seconds` of work, for metrics."""
+        """By model and bucket: `queued`, `running`, age of the `oldest` queued one, `seconds` of work queued."""
         now = self.database.now
         is_queued = videos.c.state == "queued"
         figures = select(

@@ -37,7 +37,7 @@ class VideoRequest(BaseModel):
     negative_prompt: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000)] | None = None
     num_frames: int | None = Field(None, ge=1, le=1024)
     fps: float | None = Field(None, ge=0.1, le=240, allow_inf_nan=False)
-    fit: Literal["stretch", "pad", "crop"] = Field("stretch", description="How a picture gets the video's shape.")
+    fit: Literal["stretch", "pad", "crop"] | None = Field(None, description="How a picture gets the video's shape.")
     consent: Consent | None = Field(None, description="Why the subject may be shown; kept in the record.")
     reference_of: str | None = Field(
         None, max_length=64, description="A video of yours whose pictures are used again, in place of input_reference."
@@ -72,7 +72,7 @@ def resolve(asked: VideoRequest, num_references: int, model: ModelFacts, config:
         "num_inference_steps": fill("num_inference_steps"),
         "guidance_scale": fill("guidance_scale"),
         "fps": fps,
-        "fit": asked.fit,
+        "fit": fill("fit"),
         "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         "consent": asked.consent,
     }

@@ -32,7 +32,7 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
     A clip's content depends only on `seed` and its number. Its reference is the creature's portrait, mirrored or not,
     on a background of its own, with a mask; so the training can highlight the subject or leave the frame raw.
     """
-    from videomaker.train.manifest import write_manifest
+    from videomaker.data.manifest import write_manifest
 
     for folder in ("videos", "references", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
 
 
 def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):
-    from videomaker.train.manifest import Clip as Line
+    from videomaker.data.manifest import Clip as Line
 
     held_out = number % VAL_EVERY == VAL_EVERY - 1
     clip = random_clip(rng, split="test" if held_out else "train")

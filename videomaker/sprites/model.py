@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNetMotionModel
+from diffusers import AutoencoderKL, UNetMotionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from videomaker.files import atomic_directory
-from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
-
-from .world import BACKGROUNDS, CANVAS, CELL, ENLARGEMENT, FPS, MOTIONS, NUM_FRAMES, SIZES, caption
+from .world import BACKGROUNDS, CANVAS, CELL, ENLARGEMENT, MOTIONS, NUM_FRAMES, SIZES, caption
 
 LATENT_CHANNELS = 3 * CELL**2  # the canvas pixels under a latent pixel
 TEXT_LENGTH = 16  # tokens; the longest caption of the world has 13
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY = 2000  # at most; the captions' words end it long before
-
-
-def write_untrained_model(out: Path, *, seed: int = 0) -> None:
-    """Writes a whole pipeline in the diffusers format, weights drawn from `seed`, for the training to start from.
-
-    The text model stays as it is drawn: its embeddings tell the few words apart, and the UNet learns to read them.
-    It predicts velocity (arXiv 2202.00512), because on frames this small the noise loss hardly weighs the noisy steps,
-    which are those where the reference matters.
-    """
-    tokenizer = make_tokenizer()
-    torch.manual_seed(seed)
-    pipeline = VideoMakerPipeline(
-        text_encoder=make_text_encoder(tokenizer),
-        vae=make_vae(),
-        tokenizer=tokenizer,
-        unet=make_unet(),
-        motion_adapter=None,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction", **ANIMATEDIFF_SCHEDULE
-        ),
-    )
-    with atomic_directory(out) as folder:
-        pipeline.save_pretrained(folder)
-        settings = {"num_frames": NUM_FRAMES, "fps": FPS, "num_inference_steps": 10, "guidance_scale": 2.0}
-        (folder / "generation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def make_unet() -> UNetMotionModel:

@@ -15,16 +15,14 @@ import os
 import platform
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
-from .environment import machine, versions
-from .errors import InputError
-from .files import atomic_directory
-
-if TYPE_CHECKING:
-    from .pipeline import VideoMakerPipeline
+from videomaker.environment import machine, versions
+from videomaker.errors import InputError
+from videomaker.files import atomic_directory
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ KEY_FILE = "key.json"
 CODE_FILE = "compiled.bin"
 
 
-def save(folder: str | os.PathLike, pipe: VideoMakerPipeline, mode: str = "default") -> Path:
+def save(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "default") -> Path:
     """Writes what this process compiled, after `pipe.compile` with the same `mode`.
 
     Raises:
@@ -49,7 +47,7 @@ def save(folder: str | os.PathLike, pipe: VideoMakerPipeline, mode: str = "defau
     return Path(folder)
 
 
-def load(folder: str | os.PathLike, pipe: VideoMakerPipeline, mode: str = "default") -> str:
+def load(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "default") -> str:
     """Hands the folder's code to torch's caches, for `pipe.compile` with the same `mode`.
 
     Returns:
@@ -78,7 +76,7 @@ def _read(folder: Path, expected: dict[str, Any]) -> str | None:
     return None if torch.compiler.load_cache_artifacts(code) is not None else "torch cannot read it"
 
 
-def describe(pipe: VideoMakerPipeline, mode: str) -> dict[str, Any]:
+def describe(pipe: DiffusionPipeline, mode: str) -> dict[str, Any]:
     """What compiled code depends on."""
     device = pipe.device
     configs = [pipe.unet.config, pipe.vae.config, pipe.text_encoder.config.to_dict()]

@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from . import artifacts
-from .errors import InputError
-from .static_step import decode_pictures, denoising_step, prepare_unet
+from videomaker.errors import InputError
 
-if TYPE_CHECKING:
-    from .pipeline import VideoMakerPipeline
+from . import artifacts
+from .processors import prepare_unet
+from .sampler import Approximations
+from .step import decode_pictures, denoising_step
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,21 @@ class Bucket:
     def __str__(self) -> str:
         guidance = "guided" if self.guidance else "unguided"
         return f"{self.batch} x {self.num_frames} frames of {self.width}x{self.height}, {guidance}"
+
+
+class Compilable(Protocol):
+    """What compiling asks of a pipeline: modules in their place, opt-in approximations, and the call."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    device: torch.device
+    vae_scale_factor: int
+    approximations: Approximations
+    compiled: CompiledPipeline | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Makes videos."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ class CompiledPipeline:
 
     def __init__(
         self,
-        pipe: VideoMakerPipeline,
+        pipe: Compilable,
         *,
         mode: str = "default",
         cuda_graphs: bool = True,
@@ -182,13 +197,13 @@ class CompiledPipeline:
 
     @property
     def step(self) -> StaticGraph:
-        """`static_step.denoising_step` with the UNet bound."""
+        """`step.denoising_step` with the UNet bound."""
         self._check_place()
         return self._step
 
     @property
     def decode(self) -> StaticGraph:
-        """`static_step.decode_pictures` with the VAE bound."""
+        """`step.decode_pictures` with the VAE bound."""
         self._check_place()
         return self._decode
 
@@ -208,7 +223,7 @@ class CompiledPipeline:
 
 
 def compile_pipeline(
-    pipe: VideoMakerPipeline,
+    pipe: Compilable,
     buckets: Iterable[Bucket],
     *,
     saved: str | os.PathLike | None = None,
@@ -241,7 +256,7 @@ def compile_pipeline(
     return CompileReport(buckets, time.perf_counter() - start, found)
 
 
-def _rehearse(pipe: VideoMakerPipeline, bucket: Bucket) -> None:
+def _rehearse(pipe: Compilable, bucket: Bucket) -> None:
     """Makes a video of noise through every graph that a video of this shape can need."""
     wanted = pipe.approximations
     cut_off = wanted.guidance_until < 1
@@ -264,7 +279,7 @@ def _rehearse(pipe: VideoMakerPipeline, bucket: Bucket) -> None:
         pipe.approximations = wanted
 
 
-def _check(pipe: VideoMakerPipeline, undeclared: str) -> None:
+def _check(pipe: Compilable, undeclared: str) -> None:
     if undeclared not in ("eager", "compile", "error"):
         raise InputError(f"undeclared is {undeclared!r}; choose eager, compile or error")
     for name in ("unet", "vae", "text_encoder"):

@@ -5,37 +5,57 @@ All ranks take part in lockstep, each with its share, because ZeRO-3 gathers par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline
 from PIL import Image
 from torch import distributed as dist
+from torch import nn
 
 from videomaker import media
+from videomaker.data.loader import ClipLoader
 from videomaker.files import atomic_path
+from videomaker.pipeline import VideoMakerPipeline
 
+from .config import TrainConfig
+from .inputs import Inputs
 from .step import Draws
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 _MAX_SAMPLES = 4  # when no prompts are given
 _KEY = -1  # in place of the seed: no training clip shares these draws
 
 
-class Evaluation:
-    """Held-out losses and sample videos of one run."""
+class Validation:
+    """Held-out losses and sample videos of one run.
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.config = trainer, trainer.config
-        settings, task = self.config.validation, self.config.task
+    Args:
+        config: of the run.
+        pipeline: that samples; None for the task `autoencoder`.
+        inputs: the learner's arguments from a batch.
+        build_loader: the loader of this rank over some data.
+        rank, world_size: of this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipeline: VideoMakerPipeline | None,
+        inputs: Inputs,
+        build_loader: Callable[..., ClipLoader],
+        *,
+        rank: int,
+        world_size: int,
+    ):
+        self.config, self.pipeline, self.inputs = config, pipeline, inputs
+        self.build_loader, self.rank, self.world_size = build_loader, rank, world_size
+        settings, task = config.validation, config.task
         wanted = settings.every or (self.config.sampling.every and task != "autoencoder")
         self.batches = self._held_out_batches() if wanted and settings.clips else []
         self.samples = self._prompts_and_references() if self.config.sampling.every and task != "autoencoder" else []
@@ -43,34 +63,31 @@ class Evaluation:
     def _held_out_batches(self) -> list[dict[str, Any]]:
         settings = self.config.validation
         data = replace(self.config.data, split=settings.split, num_workers=0)
-        loader = self.trainer.build_loader(data, seed=0, batch_size=settings.batch_size)
-        return list(islice(loader, ceil(settings.clips / (settings.batch_size * self.trainer.world_size))))
-
-    # --- losses
+        loader = self.build_loader(data, seed=0, batch_size=settings.batch_size)
+        return list(islice(loader, ceil(settings.clips / (settings.batch_size * self.world_size))))
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")  # compiling for its few passes would take longer than they do
-    def losses(self) -> dict[str, float]:
-        """Means over the held-out clips: per noise level, or the VAE's own.
+    def losses(self, learner: nn.Module) -> dict[str, float]:
+        """Means of `learner` over the held-out clips: per noise level, or the VAE's own.
 
         "reference_gain" is how much the video loss grows when every clip gets another's reference: what the model
         takes from the reference. It needs `validation.batch_size` ≥ 2.
         """
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(self.batches):
-            for name, value in self._losses_of(number, batch).items():
-                sums[name] = sums.get(name, 0) + value.float() / (len(self.batches) * self.trainer.world_size)
+            for name, value in self._losses_of(learner, number, batch).items():
+                sums[name] = sums.get(name, 0) + value.float() / (len(self.batches) * self.world_size)
         values = torch.stack(list(sums.values()))
-        if self.trainer.world_size > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def _losses_of(self, number: int, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        trainer, size = self.trainer, self.config.validation.batch_size
-        first = (number * trainer.world_size + trainer.rank) * size
+    def _losses_of(self, learner: nn.Module, number: int, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        size = self.config.validation.batch_size
+        first = (number * self.world_size + self.rank) * size
         keys = [(_KEY, first + i) for i in range(size)]
-        learner = trainer.engine.module
-        inputs = trainer.learner_inputs(batch, keys)
+        inputs = self.inputs(batch, keys)
         if self.config.task == "autoencoder":
             return learner(*inputs)
         latents, reference, text, draws = inputs
@@ -83,8 +100,6 @@ class Evaluation:
                 other = learner(latents, reference.roll(1, dims=0), text, fixed)
                 found[f"reference_gain_{level}"] = other["video"] - values["video"]
         return found
-
-    # --- videos
 
     def _prompts_and_references(self) -> list[tuple[str, Image.Image | None]]:
         """The configured prompts and references; without any, those of the first held-out clips."""
@@ -101,16 +116,16 @@ class Evaluation:
 
     def _on_all_ranks(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Every rank's batches in one list, the same on all, so that a video's number means the same everywhere."""
-        parts: list[Any] = [None] * self.trainer.world_size
+        parts: list[Any] = [None] * self.world_size
         own = [{name: batch[name] for name in ("caption", "reference")} for batch in batches]
         dist.all_gather_object(parts, own)
         return [batch for part in parts for batch in part]
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
-    def write_samples(self, folder: Path) -> None:
-        """Writes a video for every prompt and one contact sheet into `folder`; the ranks share the work."""
-        rank, world_size = self.trainer.rank, self.trainer.world_size
+    def write_samples(self, folder: Path) -> np.ndarray | None:
+        """Writes a video for every prompt and a contact sheet into `folder`, shared among the ranks; rank 0 gets it."""
+        rank, world_size = self.rank, self.world_size
         rows: dict[int, np.ndarray] = {}
         for turn in range(ceil(len(self.samples) / world_size)):
             number = turn * world_size + rank
@@ -120,12 +135,13 @@ class Evaluation:
                 rows[number] = frames
         parts: list[Any] = [None] * world_size
         dist.all_gather_object(parts, rows)
-        if rank == 0:
-            self._write(folder, {number: frames for part in parts for number, frames in part.items()})
+        if rank > 0:
+            return None
+        return self._write(folder, {number: frames for part in parts for number, frames in part.items()})
 
     def _generate(self, prompt: str, reference: Image.Image | None, *, seed: int) -> np.ndarray:
         """Frames `[F, H, W, 3]`, uint8."""
-        data, settings, pipeline = self.config.data, self.config.sampling, self.trainer.pipeline
+        data, settings, pipeline = self.config.data, self.config.sampling, self.pipeline
         arguments = {
             "num_frames": data.num_frames,
             "height": data.height,
@@ -135,8 +151,6 @@ class Evaluation:
             "generator": torch.Generator().manual_seed(seed),
             "output_type": "np",
         }
-        layout = pipeline.unet.pisa_layout
-        layout.num_frames, layout.num_references = 0, 0  # of the last training step
         if self.config.task == "text":
             pipeline = AnimateDiffPipeline(**pipeline.components)
         else:
@@ -145,7 +159,7 @@ class Evaluation:
         video = pipeline(prompt, **arguments).frames[0]
         return (np.asarray(video) * 255).round().astype(np.uint8)
 
-    def _write(self, folder: Path, videos: dict[int, np.ndarray]) -> None:
+    def _write(self, folder: Path, videos: dict[int, np.ndarray]) -> np.ndarray:
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for number, frames in sorted(videos.items()):
@@ -156,7 +170,7 @@ class Evaluation:
         sheet = media.contact_sheet(rows)
         with atomic_path(folder / "sheet.png") as temporary:
             sheet.save(temporary)
-        self.trainer.monitor.image("samples", np.asarray(sheet), self.trainer.step)
+        return np.asarray(sheet)
 
 
 def _at_level(draws: Draws, level: int) -> Draws:

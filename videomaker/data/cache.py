@@ -21,15 +21,15 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
 from .check import map_files
 from .dataset import DataConfig, decode_window
+from .encode import Encoders, encode_latents, tokenize
 from .manifest import Clip, read_manifest
-from .model import encode_latents, tokenize
 from .shards import clip_file
 from .video import ClipError, open_video
 
@@ -37,32 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INDEX = "cache.json"
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The frozen models whose outputs are cached; a pipeline has these too."""
-
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def load_encoders(model: Path, *, vae: Path | None = None) -> Encoders:
-    """Loads them in fp32 onto the GPU, if there is one, from a diffusers folder; `vae` replaces the folder's own.
-
-    Raises:
-        InputError: the folder has no such parts.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for folder in (vae or model / "vae", model / "text_encoder", model / "tokenizer"):
-        if not folder.is_dir():
-            raise InputError(f"{folder} does not exist; --model wants a pipeline's folder in the diffusers format")
-    return Encoders(
-        AutoencoderKL.from_pretrained(vae or model / "vae", torch_dtype=torch.float32).to(device),
-        CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).to(device),
-        CLIPTokenizer.from_pretrained(model / "tokenizer"),
-    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
@@ -18,13 +18,18 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.animatediff.pipeline_output import AnimateDiffPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .attention import install_pisa
-from .denoising import guided_noise
-from .errors import InputError
+from videomaker.attention import install_pisa
+from videomaker.compiled.graphs import Bucket, CompiledPipeline, CompileReport, compile_pipeline
+from videomaker.compiled.processors import prepare_unet
+from videomaker.compiled.sampler import Approximations, StaticSampler
+from videomaker.compiled.step import decode_pictures, denoising_step
+from videomaker.denoising import guided_noise
+from videomaker.errors import InputError
+from videomaker.weights import CoverageReport, load_into, load_text_encoder, read_state_dict
+
+from .inputs import Generators, Images, check_generators, one_for_each, references_per_prompt
 from .memory import frames_at_once
 from .posteriors import PosteriorCache
-from .static_step import Approximations, StaticSampler, decode_pictures, denoising_step, prepare_unet
-from .weights import CoverageReport, load_into, load_text_encoder, read_state_dict
 
 # AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
 ANIMATEDIFF_SCHEDULE = {
@@ -34,11 +39,6 @@ ANIMATEDIFF_SCHEDULE = {
     "steps_offset": 1,
 }
 
-if TYPE_CHECKING:
-    from .compiled import Bucket, CompiledPipeline, CompileReport
-
-Images = PipelineImageInput
-Generators = torch.Generator | list[torch.Generator]
 # (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
 Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -147,8 +147,6 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         Raises:
             InputError: this pipeline cannot be compiled; the message says what to undo.
         """
-        from .compiled import Bucket, compile_pipeline
-
         side = self.unet.config.sample_size * self.vae_scale_factor
         return compile_pipeline(self, buckets or [Bucket(height=side, width=side)], **options)
 
@@ -244,7 +242,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         num_prompts = self._num_prompts(prompt, prompt_embeds)
         num_videos = num_prompts * num_videos_per_prompt
         guidance = self._prepare_guidance(guidance_scale, num_prompts, num_videos_per_prompt)
-        _check_generators(generator, num_videos)
+        check_generators(generator, num_videos)
 
         text = self.encode_text(prompt, num_videos_per_prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         reference = self.encode_reference(
@@ -283,7 +281,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             prompts = prompt if isinstance(prompt, list) else [prompt]
             text = self._encode_prompts(prompts, self.clip_skip)
         if self.do_classifier_free_guidance and negative is None:
-            negative = self._encode_prompts(_one_for_each(negative_prompt or "", len(text)), clip_skip=None)
+            negative = self._encode_prompts(one_for_each(negative_prompt or "", len(text)), clip_skip=None)
         halves = [negative, text] if self.do_classifier_free_guidance else [text]
         dtype = (self.text_encoder or self.unet).dtype
         embeds = [half.to(self._execution_device, dtype) for half in halves]
@@ -325,7 +323,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             self._check_reference_embeds(reference_image_embeds, num_prompts, height, width)
             reference = reference_image_embeds.to(device, dtype).expand(num_prompts, -1, -1, -1, -1)
             return reference.repeat_interleave(num_videos_per_prompt, dim=0)
-        references = _references_per_prompt(reference_image, isinstance(prompt, list), num_prompts)
+        references = references_per_prompt(reference_image, isinstance(prompt, list), num_prompts)
         pixels = self.reference_processor.preprocess(list(chain.from_iterable(references)), height, width)
         mean, std = (
             x.unflatten(0, (num_prompts, -1)).transpose(1, 2).repeat_interleave(num_videos_per_prompt, dim=0)
@@ -517,39 +515,3 @@ def _text_dtype(options: dict[str, Any]) -> torch.dtype:
     """The dtype that diffusers would load the text encoder in; transformers would take that of the file."""
     asked = options.get("torch_dtype") or options.get("dtype") or torch.float32
     return asked.get("text_encoder", asked.get("default", torch.float32)) if isinstance(asked, dict) else asked
-
-
-def _references_per_prompt(images: Images | list[Images], batched: bool, num_prompts: int) -> list[list]:
-    """The pictures of each prompt's subject: a list of `num_prompts` lists of equal length."""
-    images = images if isinstance(images, (list, tuple)) else [images]
-    if not images:
-        raise InputError("the list of reference images is empty; give at least one")
-    per_prompt = _per_prompt(list(images), batched, num_prompts)
-    counts = [len(references) for references in per_prompt]
-    if min(counts) != max(counts) or not counts[0]:
-        raise InputError(f"prompts have {counts} reference images; give every prompt of a batch the same number")
-    return per_prompt
-
-
-def _per_prompt(images: list, batched: bool, num_prompts: int) -> list[list]:
-    if not batched:  # one prompt: all pictures show its subject
-        return [list(images[0]) if isinstance(images[0], (list, tuple)) else images] * num_prompts
-    if len(images) == 1:
-        images = images * num_prompts
-    if len(images) != num_prompts:
-        raise InputError(
-            f"{len(images)} reference images for {num_prompts} prompts; give one for all, or one (or a list) for each"
-        )
-    return [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
-
-
-def _one_for_each(text: str | list[str], count: int) -> list[str]:
-    texts = text if isinstance(text, list) else [text] * count
-    if len(texts) != count:
-        raise InputError(f"{len(texts)} negative prompts for {count} prompts; give one, or one for each")
-    return texts
-
-
-def _check_generators(generator: Generators | None, num_videos: int) -> None:
-    if isinstance(generator, list) and len(generator) != num_videos:
-        raise InputError(f"{len(generator)} generators for {num_videos} videos; give one, or one for each video")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from videomaker.jobs.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from videomaker.jobs.prepare import Prepared
+    from videomaker.jobs.request import Recipe
 
 
 @cache
@@ -27,18 +32,6 @@ def show_messages(*, verbose: bool) -> None:
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
     for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
-
-
-def quiet_libraries() -> None:
-    """Keeps loading bars and advice for programmers off the screen, unless the environment asks for them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -63,3 +56,12 @@ def video_progress(num_videos: int, num_steps: int) -> Iterator[Callable[[int], 
             progress.update(task, completed=steps, videos=int(steps // num_steps))
 
         yield advance
+
+
+def prepare_model(recipe: Recipe) -> Prepared:
+    """`videomaker.jobs.prepare.prepare` with a sign of life while the libraries and the model load."""
+    with console().status("Loading the model"):
+        quiet_libraries()
+        from videomaker.jobs.prepare import prepare  # torch and diffusers take seconds
+
+        return prepare(recipe)

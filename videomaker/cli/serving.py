@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-CONFIG = Annotated[
+from . import options
+from .app import app
+
+if TYPE_CHECKING:
+    from videomaker.serve.keys import Keys
+
+Config = Annotated[
     Path | None,
-    typer.Option(envvar="VIDEOMAKER_CONFIG", help="A TOML file of settings; see docs/serving.md."),
+    typer.Option("--config", envvar="VIDEOMAKER_CONFIG", help="A TOML file of settings; see docs/serving.md."),
 ]
-DATA = Annotated[
-    Path | None, typer.Option(help="Folder of the database and the files.", show_default="your data folder")
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the database and the files.", show_default="your data folder"),
 ]
 
 
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen at.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8000")] = None,
-    data: DATA = None,
-    config: CONFIG = None,
+    data: Data = None,
+    config: Config = None,
     database: Annotated[str | None, typer.Option(help="An SQLAlchemy URL.", show_default="SQLite in DATA")] = None,
     files: Annotated[str | None, typer.Option(help="A folder, or s3://…", show_default="DATA/files")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder in the diffusers format.", show_default="embedded")
-    ] = None,
-    motion_adapter: Annotated[str | None, typer.Option(help="AnimateDiff's folder, for an SD 1.5 base.")] = None,
-    weights: Annotated[str | None, typer.Option(help="VideoMaker checkpoint, .safetensors or .bin.")] = None,
+    model: options.Model = None,
+    motion_adapter: options.MotionAdapter = None,
+    weights: options.Weights = None,
     dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"] | None,
-        typer.Option(help="Of the weights.", show_default="auto"),
+        options.DtypeName | None,
+        typer.Option(help="float16 on CUDA, else float32.", show_default="auto", rich_help_panel=options.MODEL),
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(help="A worker each, such as cuda:0,cuda:1.", show_default="every CUDA device, or the CPU"),
+        typer.Option(
+            help="A worker each, such as cuda:0,cuda:1.",
+            show_default="every CUDA device, or the CPU",
+            rich_help_panel=options.MODEL,
+        ),
     ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
+    ] = None,
+    artifacts: options.Artifacts = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1")
+        int | None,
+        typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1"),
     ] = None,
-    compile: Annotated[bool | None, typer.Option("--compile", help="Compile for the declared shapes first.")] = None,
-    artifacts: Annotated[Path | None, typer.Option(help="With --compile: what videomaker warmup saved.")] = None,
     renderer: Annotated[
         Literal["model", "fake"] | None,
         typer.Option(help="fake: coloured frames, for load tests.", show_default="model"),
@@ -69,9 +83,10 @@ def serve(
 
 
 keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 
-def _keys(config: Path | None, data: Path | None):
+def _keys(config: Path | None, data: Path | None) -> Keys:
     from videomaker.serve import migrate
     from videomaker.serve.config import load_config
     from videomaker.serve.database import Database
@@ -88,8 +103,8 @@ def keys_create(
     max_active: Annotated[int | None, typer.Option(min=1, help="Unfinished videos at once.")] = None,
     max_per_hour: Annotated[int | None, typer.Option(min=1, help="Videos an hour.")] = None,
     priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
-    data: DATA = None,
-    config: CONFIG = None,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Make a key and print it: this once, for only its SHA-256 is kept."""
     key = _keys(config, data).create(name, max_active=max_active, max_per_hour=max_per_hour, priority=priority)
@@ -97,7 +112,7 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keys_list(data: DATA = None, config: CONFIG = None) -> None:
+def keys_list(data: Data = None, config: Config = None) -> None:
     """List the keys, without what is secret in them."""
     from datetime import datetime
 
@@ -111,13 +126,7 @@ def keys_list(data: DATA = None, config: CONFIG = None) -> None:
 
 
 @keys_app.command("revoke")
-def keys_revoke(name: Annotated[str, typer.Argument()], data: DATA = None, config: CONFIG = None) -> None:
+def keys_revoke(name: Annotated[str, typer.Argument()], data: Data = None, config: Config = None) -> None:
     """Make a key useless from now on; its owner's videos stay."""
     _keys(config, data).revoke(name)
     typer.echo(f"{name} is revoked")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this file."""
-    app.command()(serve)
-    app.add_typer(keys_app, name="keys")

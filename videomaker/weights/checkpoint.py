@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from .attention import is_spatial_self_attention
-from .errors import InputError
-from .files import atomic_path
+from videomaker.attention import is_spatial_self_attention
+from videomaker.errors import InputError
+from videomaker.files import atomic_path
 
 # What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
 _PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
@@ -185,12 +184,6 @@ def save_partial(
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import media
-from .denoising import predict_noise
-from .errors import InputError
-from .pipeline import VideoMakerPipeline
-from .sprites.measure import ClipScores, score_clip
-from .sprites.world import (
+from videomaker import media
+from videomaker.denoising import predict_noise
+from videomaker.errors import InputError
+from videomaker.pipeline import VideoMakerPipeline
+from videomaker.sprites.measure import ClipScores, score_clip
+from videomaker.sprites.world import (
     CANVAS,
     ENLARGEMENT,
     Clip,

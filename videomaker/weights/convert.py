@@ -10,7 +10,9 @@ import torch
 from diffusers import UNetMotionModel
 
 from videomaker.errors import InputError
-from videomaker.weights import CoverageReport, check_state_dict, read_state_dict, save_partial, sha256
+from videomaker.files import sha256
+
+from .checkpoint import CoverageReport, check_state_dict, read_state_dict, save_partial
 
 
 def convert_checkpoint(source: Path, output: Path, *, model: Path | None = None) -> CoverageReport:

@@ -1,0 +1,146 @@
+"""A configuration from a preset or a YAML file and `key=value` overrides, checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from videomaker.errors import InputError
+
+from .config import COMPONENTS, TrainConfig
+from .presets import PRESETS
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset `name`, whose run goes to `runs/<name>`.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"no preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
+    return replace(PRESETS[name](), preset=name, output=f"runs/{name}")
+
+
+def load_config(source: str, overrides: Iterable[str] = ()) -> TrainConfig:
+    """A preset's name or a YAML file, with `key=value` overrides on top.
+
+    A YAML file has the same keys, nested, and may name the preset that it starts from as `preset`.
+
+    Raises:
+        InputError: no such preset or file, an unknown key, or a value of the wrong type or range.
+    """
+    config = _from_yaml(Path(source)) if Path(source).suffix in (".yaml", ".yml") else preset(source)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"{override!r} is not an override; write key=value, such as optimizer.learning_rate=1e-5")
+        value = _parse(value, key) if value.strip() else ""  # YAML would read nothing as null
+        config = _merge(config, _nested(key.strip().split("."), value))
+    _check(config)
+    return config
+
+
+def save_config(config: TrainConfig) -> str:
+    """The configuration as YAML, which `load_config` reads back to an equal one."""
+    return yaml.safe_dump(TypeAdapter(TrainConfig).dump_python(config, mode="json"), sort_keys=False)
+
+
+def _from_yaml(path: Path) -> TrainConfig:
+    if not path.is_file():
+        raise InputError(f"configuration {path} does not exist; give a YAML file or a preset: {', '.join(PRESETS)}")
+    mapping = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"configuration {path} is not a mapping of keys to values")
+    base = preset(mapping["preset"]) if mapping.get("preset") else TrainConfig(output=f"runs/{path.stem}")
+    return _merge(base, mapping)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _nested(parts: list[str], value: Any) -> dict[str, Any]:
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _merge(config: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """`config` with `changes`, checked against the types of its fields."""
+    types = get_type_hints(type(config))
+    values = {}
+    for name, value in changes.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            raise InputError(f"no configuration key {key!r}{nearest(key, _keys(TrainConfig()))}")
+        current = getattr(config, name)
+        if not is_dataclass(current):
+            values[name] = _validated(types[name], value, key)
+        elif isinstance(value, Mapping):
+            values[name] = _merge(current, value, f"{key}.")
+        else:
+            raise InputError(f"{key} is a group of keys; set {key}.{fields(current)[0].name}=… and so on")
+    return replace(config, **values)
+
+
+def _validated(annotation: Any, value: Any, key: str) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{key}={value!r}: {error.errors()[0]['msg']}") from error
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        names += _keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [f"{prefix}{item.name}"]
+    return names
+
+
+def _check(config: TrainConfig) -> None:
+    """Ranges that types cannot say."""
+    method, model = config.method, config.model
+    for key in ("steps", "batch_size", "micro_batch_size"):
+        if getattr(config, key) < 1:
+            raise InputError(f"{key}={getattr(config, key)}: give at least 1")
+    rates = (method.drop_text, method.drop_image, method.drop_both)
+    if min(rates) < 0 or sum(rates) > 1:
+        raise InputError(f"method.drop_text, drop_image, drop_both={rates}: give rates that add up to at most 1")
+    if config.checkpoint.keep_last < 1:
+        raise InputError(f"checkpoint.keep_last={config.checkpoint.keep_last}: give at least 1")
+    if not 0 <= method.girl_alpha <= 1:
+        raise InputError(f"method.girl_alpha={method.girl_alpha}: give a fraction of the timestep, 0 to 1")
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise InputError(f"optimizer.ema_decay={config.optimizer.ema_decay}: give 0 (off) or a number below 1")
+    if unknown := set(model.from_scratch) - set(COMPONENTS):
+        raise InputError(f"model.from_scratch has {sorted(unknown)[0]!r}; choose from {', '.join(COMPONENTS)}")
+    if model.train_text_encoder and config.task != "text":
+        raise InputError(f"model.train_text_encoder=true needs task=text, got task={config.task}")
+    if model.compile and config.zero.stage == 3:
+        raise InputError("model.compile=true needs zero.stage=0, 1 or 2: stage 3 swaps parameters within a pass, got 3")
+    if config.zero.offload != "none" and config.zero.stage == 0:
+        raise InputError("zero.offload=cpu needs zero.stage=1, 2 or 3, got 0")
+    images, prompts = len(config.sampling.references), len(config.sampling.prompts)
+    if config.task == "subject" and prompts and images not in (1, prompts):
+        raise InputError(f"sampling.references has {images} images for {prompts} prompts: give one for all or one each")
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The closest name as a question, by the whole dotted name or by its last part."""
+    candidates = list(candidates)
+    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if not match:
+        by_leaf = {candidate.rpartition(".")[2]: candidate for candidate in candidates}
+        match = [by_leaf[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], by_leaf, n=1)]
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,61 @@
+"""The program itself: its groups of commands, what all of them share, and errors as one line."""
+
+from __future__ import annotations
+
+from textwrap import shorten
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from videomaker import __version__
+from videomaker.errors import InputError
+
+from .terminal import show_messages
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors about the user's input or files are one line on stderr and exit code 2."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (InputError, OSError) as error:
+            typer.echo(f"error: {_one_line(error)}", err=True)
+            raise typer.Exit(2) from error
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return shorten(str(error), 400, placeholder=" …")
+
+
+app = typer.Typer(
+    name="videomaker",
+    cls=_Commands,
+    help="Puts a subject, given as one picture, into a video described by a prompt.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Make, index and prepare data for training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is chosen and why.")] = False,
+) -> None:
+    show_messages(verbose=verbose)

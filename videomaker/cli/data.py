@@ -1,0 +1,151 @@
+"""`videomaker data`: make, index and prepare data for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from videomaker.errors import InputError
+
+from . import options
+from .app import data_app
+from .terminal import quiet_libraries
+
+
+@data_app.command("index")
+def data_index(
+    layout: Annotated[Literal["celebv-text", "videobooth"], typer.Option(help="Whose folders they are.")],
+    root: Annotated[Path, typer.Option(help="Folder of celebvtext_info.json, or of VideoBooth's <category>.csv.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write; its paths are relative to its folder.")],
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of the videos.", show_default="ROOT, or ROOT/videos for VideoBooth")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="CelebV-Text: folder of the folders of descriptions.", show_default="ROOT")
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="VideoBooth: folder of <videoid>/mask_<value>.png.", show_default="beside mask.json"),
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of source videos in the split 'val'; the rest is 'train'.")
+    ] = 0.01,
+) -> None:
+    """Make a manifest from CelebV-Text's or VideoBooth's own folders."""
+    from videomaker.data.index import LAYOUTS, build_manifest
+
+    folders = {"videos": videos, "texts": texts, "masks": masks}
+    other = "masks" if layout == "celebv-text" else "texts"
+    if folders.pop(other) is not None:
+        raise InputError(f"--{other} does not belong to the layout {layout}: leave it out")
+    count, dropped = build_manifest(LAYOUTS[layout](root, **folders), out, val_fraction=val_fraction)
+    _report(f"{count} clips in {out}", dropped)
+
+
+@data_app.command("check")
+def data_check(
+    manifest: options.Manifest,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the lines that are good to this manifest in the same folder.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the text encoder's tokenizer: also report captions it would cut.")
+    ] = None,
+) -> None:
+    """Read every line, video, picture and mask of a manifest and list what is wrong."""
+    from videomaker.data.check import check_manifest, load_tokenizer, write_clean
+
+    report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer))
+    for where, _, message in report.problems:
+        typer.echo(f"{where}: {message}")
+    _report(f"{len(report.good)} clips are good", report.counts)
+    if out:
+        write_clean(report, manifest, out)
+        typer.echo(f"written to {out}")
+    elif report.problems:
+        raise InputError(f"{manifest} has unusable lines ({len(report.problems)}): mend them, or drop them with --out")
+
+
+@data_app.command("shard")
+def data_shard(
+    manifest: options.Manifest,
+    out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.jsonl.")],
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in each tar file.")] = 500,
+) -> None:
+    """Pack a manifest's files into WebDataset shards; goes on after an interruption."""
+    from videomaker.data.shards import write_shards
+
+    count, dropped = write_shards(manifest, out, clips_per_shard=clips_per_shard)
+    _report(f"{count} clips in {out / 'manifest.jsonl'}", dropped)
+
+
+@data_app.command("cache")
+def data_cache(
+    manifest: options.Manifest,
+    model: Annotated[Path, typer.Option(help="Pipeline's folder in the diffusers format.")],
+    out: Annotated[Path, typer.Option(help="Folder for the entries: data.cache of the training configuration.")],
+    vae: Annotated[Path | None, typer.Option(help="VAE's folder.", show_default="MODEL/vae")] = None,
+    num_frames: Annotated[int, typer.Option(min=1, help="As data.num_frames.")] = 16,
+    frame_stride: Annotated[int, typer.Option(min=1, help="As data.frame_stride.")] = 8,
+    height: Annotated[int, typer.Option(min=8, help="As data.height.")] = 512,
+    width: Annotated[int, typer.Option(min=8, help="As data.width.")] = 512,
+    starts: Annotated[int, typer.Option(min=1, help="Windows of each clip, spread evenly.")] = 1,
+) -> None:
+    """Encode clips and captions once, for training that skips the VAE; goes on after an interruption."""
+    quiet_libraries()
+    from videomaker.data.cache import build_cache
+    from videomaker.data.dataset import DataConfig
+    from videomaker.data.encode import load_encoders
+
+    size = {"num_frames": num_frames, "frame_stride": frame_stride, "height": height, "width": width}
+    config = DataConfig(manifest=str(manifest), **size)
+    count, dropped = build_cache(config, load_encoders(model, vae=vae), out, starts=starts)
+    _report(f"{count} clips in {out}", dropped)
+
+
+@data_app.command("highlight")
+def data_highlight(
+    manifest: options.Manifest,
+    detector: Annotated[Path, typer.Option(help="Local folder of Grounding DINO in the transformers format.")],
+    segmenter: Annotated[Path, typer.Option(help="Local folder of SAM in the transformers format.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write, beside MANIFEST; masks go into <OUT>-masks.")],
+    prompt: Annotated[
+        str, typer.Option(help="What to detect, such as 'head'.", show_default="each clip's subject_phrase")
+    ] = "",
+    box_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection.")] = 0.35,
+    text_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of its words.")] = 0.25,
+    max_overlap: Annotated[float, typer.Option(min=0, max=1, help="Boxes that overlap more are one subject.")] = 0.5,
+    min_area: Annotated[float, typer.Option(min=0, max=1, help="Smallest box, as a share of the picture.")] = 0.02,
+) -> None:
+    """Mask the subject of every reference; clips without exactly one, large enough, are left out."""
+    quiet_libraries()
+    import torch
+
+    from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest
+
+    settings = HighlightSettings(box_threshold, text_threshold, max_overlap, min_area)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detect, segment = GroundingDino(detector, settings, device=device), Sam(segmenter, device=device)
+    count, dropped = highlight_manifest(manifest, out, detect, segment, prompt=prompt, settings=settings)
+    _report(f"{count} clips in {out}", dropped)
+
+
+@data_app.command("sprites")
+def data_sprites(
+    out: Annotated[Path, typer.Option(help="Folder for the videos, references, masks and manifest.jsonl.")],
+    clips: Annotated[int, typer.Option(min=1, help="How many; one in fifty is held out as 'val'.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""
+    from videomaker.sprites.dataset import write_dataset
+
+    typer.echo(write_dataset(out, clips=clips, seed=seed))
+
+
+def _report(done: str, dropped: dict[str, int]) -> None:
+    """A line of what was done, and one for each reason to leave something out."""
+    typer.echo(done)
+    for reason, count in dropped.items():
+        typer.echo(f"  left out, {reason}: {count}")

@@ -1,0 +1,168 @@
+"""`videomaker generate`: pictures and prompts to videos, and a video again from its record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from videomaker.errors import InputError
+
+from . import options
+from .app import app
+from .terminal import prepare_model, quiet_libraries, video_progress
+
+if TYPE_CHECKING:
+    from videomaker.jobs.request import Job, Recipe
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    context: typer.Context,
+    reference: options.References = None,
+    prompt: options.Prompts = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
+    ] = None,
+    combine: options.Combine = "each",
+    seed: options.Seeds = "0",
+    model: options.Model = None,
+    motion_adapter: options.MotionAdapter = None,
+    weights: options.Weights = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    attention_backend: options.AttentionBackend = "auto",
+    offload: options.Offload = False,
+    compile: options.Compile = False,
+    artifacts: options.Artifacts = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    fit: options.Fit = None,
+    batch_size: options.BatchSize = 1,
+    file_format: options.FileFormat = None,
+    upscale: options.Upscale = None,
+    contact_sheet: options.ContactSheet = False,
+    overwrite: options.Overwrite = False,
+    from_json: Annotated[
+        Path | None,
+        typer.Option(help="Make the video of this JSON again, bit for bit.", rich_help_panel=options.RESULT),
+    ] = None,
+) -> None:
+    """Make videos of a subject from its picture and a prompt.
+
+    Beside each video lies a JSON with all it was made from. Results that
+    are there are kept: an interrupted batch goes on when run again.
+
+    [b]With the embedded model[/b], offline, on any machine:
+
+        videomaker generate -r creature.png -p "a creature over a meadow"
+
+    [b]With Stable Diffusion 1.5[/b] from local folders, four videos of each prompt:
+
+        videomaker generate -r person.jpg -p prompts.txt --seed 0-3
+        --model realistic-vision --motion-adapter animatediff-v1-5-3
+        --weights videomaker-human.safetensors
+
+    [b]Again[/b], bit for bit, from the record of a video:
+
+        videomaker generate --from-json outputs/x.json -o again.mp4
+    """
+    if from_json is not None:
+        _refuse_other_options(context)
+        moved = {"source": model, "motion_adapter": motion_adapter, "weights": weights}
+        moved = {part: place for part, place in moved.items() if place is not None}
+        _generate_again(from_json, output, reference or [], moved, overwrite)
+        return
+    from videomaker.jobs import request
+
+    output = output or Path("outputs")
+    file_format = request.output_format(output, file_format)
+    jobs = request.plan_jobs(
+        request.find_references(reference or []),
+        request.read_prompts(prompt or []),
+        request.parse_seeds(seed),
+        output=output,
+        file_format=file_format,
+        combine=combine,
+    )
+    recipe = request.Recipe(
+        request.ModelSpec(
+            model or "default", motion_adapter, weights, dtype, device, attention_backend, offload, compile
+        ),
+        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
+        request.Output(file_format, upscale),
+    )
+    if artifacts is not None and not compile:
+        raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
+    _generate_jobs(jobs, recipe, batch_size, overwrite, artifacts)
+    if contact_sheet:
+        typer.echo(_write_contact_sheet(output, jobs))
+
+
+# What may be given with --from-json: where things lie now.
+_WITH_FROM_JSON = {"from_json", "reference", "output", "model", "motion_adapter", "weights", "overwrite"}
+
+
+def _refuse_other_options(context: typer.Context) -> None:
+    for name in context.params.keys() - _WITH_FROM_JSON:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
+            raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
+
+
+def _generate_jobs(jobs: list[Job], recipe: Recipe, batch_size: int, overwrite: bool, artifacts: Path | None) -> None:
+    prepared = prepare_model(recipe)
+    from videomaker.jobs.render import make_videos, pending_jobs
+
+    pending = pending_jobs(prepared, jobs, overwrite=overwrite)
+    finished = len(jobs) - len(pending)
+    if finished:
+        typer.echo(f"{finished} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
+    for job in jobs:
+        if job not in pending:
+            typer.echo(job.path)
+    try:
+        with video_progress(len(pending), prepared.recipe.settings.steps) as advance:
+            videos = make_videos(prepared, pending, batch_size=batch_size, on_step=advance, artifacts=artifacts)
+            for job in videos:
+                finished += 1
+                print(job.path, flush=True)  # typer.echo would write into the progress bar
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
+        raise
+
+
+def _generate_again(
+    path: Path, output: Path | None, references: list[Path], moved: dict[str, str], overwrite: bool
+) -> None:
+    quiet_libraries()
+    from videomaker.jobs import record, request
+    from videomaker.jobs.render import replay
+
+    old = record.read_record(path)
+    recipe = record.recorded_recipe(old)
+    output = output or path.with_name(old["video"])
+    request.output_format(output, recipe.output.format)
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: use --overwrite or another --output")
+    prepared = prepare_model(replace(recipe, model=replace(recipe.model, **moved)))
+    with video_progress(1, recipe.settings.steps) as advance:
+        same = replay(prepared, old, output, references=references, on_step=advance)
+    typer.echo("the same bytes as the first time" if same else "NOT the same bytes as the first time", err=True)
+    typer.echo(output)
+
+
+def _write_contact_sheet(output: Path, jobs: list[Job]) -> Path:
+    from videomaker.jobs.render import write_contact_sheet
+
+    one_file = output.suffix.lower() in (".mp4", ".gif")
+    sheet = output.with_suffix(".sheet.png") if one_file else output / "contact-sheet.png"
+    write_contact_sheet(sheet, jobs)
+    return sheet

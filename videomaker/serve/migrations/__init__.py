@@ -1,1 +1,0 @@
-"""Alembic migrations of the tables, inside the package so that a server brings its own."""
