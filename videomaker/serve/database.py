@@ -55,7 +55,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes: on SQLite the only one meanwhile, on PostgreSQL one among others with row locks."""
+        """A transaction that writes: on SQLite the only one meanwhile, on PostgreSQL among others, by row locks."""
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 

@@ -218,11 +218,9 @@ class Queue:
 
     def release(self, lease: str) -> None:
         """Gives jobs back as if they had not been taken: for a worker that is told to stop."""
-        again = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
         with self.database.write() as connection:
-            connection.execute(
-                _held(lease).where(~videos.c.cancel_requested).values(again, attempt=videos.c.attempt - 1)
-            )
+            wanted = _held(lease).where(~videos.c.cancel_requested)
+            connection.execute(wanted.values({**_AGAIN, "attempt": videos.c.attempt - 1}))
             connection.execute(_held(lease).values(_failed(CANCELLED, self.database.now)))
 
     def cancel(self, owner: str, id: str) -> bool:
@@ -237,14 +235,17 @@ class Queue:
         """Takes jobs from workers that have fallen silent: how many."""
         now = self.database.now
         lost = update(videos).where(videos.c.state == "in_progress", videos.c.lease_until < now)
-        again = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "step": 0}
         with self.database.write() as connection:
-            unwanted = connection.execute(lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)))
-            spent = lost.where(videos.c.attempt >= self.max_attempts).values(_failed(WORKER_LOST, now))
-            return sum(
-                result.rowcount
-                for result in (unwanted, connection.execute(spent), connection.execute(lost.values(again)))
+            spent = lost.where(videos.c.attempt >= self.max_attempts)
+            ends = (
+                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)),
+                spent.values(_failed(WORKER_LOST, now)),
+                lost.values(_AGAIN),
             )
+            return sum(connection.execute(end).rowcount for end in ends)
+
+
+_AGAIN = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
 
 
 def _held(lease: str):
