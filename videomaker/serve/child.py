@@ -34,7 +34,8 @@ def main() -> int:
     configure_logs(config)
     try:
         worker = Worker(State(config), load_renderer(config, order["device"]))
-        signal.signal(signal.SIGTERM, lambda *_: worker.stop(config.drain_seconds))
+        graces = iter((config.drain_seconds,))  # told once more, it gives its batch back at the next step
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop(next(graces, 0.0)))
         worker.run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
