@@ -57,7 +57,13 @@ def foreign_to_kernels(graph: grimp.ImportGraph) -> list[str]:
         for name in graph.modules
         if name.startswith("videomaker.kernels")
         for other in graph.find_modules_directly_imported_by(name)
-        if other.partition(".")[0] not in allowed and not other.startswith("videomaker.kernels")
+        if other.partition(".")[0] not in allowed
+        and not other.startswith("videomaker.kernels")
+        # An import of a module that only another build writes is named by the root of the package.
+        and not all(
+            found["line_contents"].startswith("from ._")
+            for found in graph.get_import_details(importer=name, imported=other)
+        )
     )
 
 
@@ -87,7 +93,9 @@ def main() -> int:
     for command, folder in commands(place):
         begun = time.monotonic()
         done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(place)})
-        print(f"[{time.monotonic() - begun:.1f} s, {'passed' if done.returncode == 0 else 'FAILED'}] {' '.join(command)}")
+        print(
+            f"[{time.monotonic() - begun:.1f} s, {'passed' if done.returncode == 0 else 'FAILED'}] {' '.join(command)}"
+        )
         passed &= done.returncode == 0
     return 0 if passed else 1
 

@@ -22,8 +22,8 @@ from fastapi.testclient import TestClient
 from videomaker.serve import migrate
 from videomaker.serve.app import create_app
 from videomaker.serve.config import ServeConfig, load_config
+from videomaker.serve.loading import load_renderer
 from videomaker.serve.queue import NewJob
-from videomaker.serve.renderer import load_renderer
 from videomaker.serve.state import State
 from videomaker.serve.worker import Worker
 
