@@ -12,6 +12,7 @@ from pathlib import Path
 
 import documents
 import pytest
+import torch
 from PIL import Image
 
 import videomaker
