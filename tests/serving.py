@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 
 from videomaker.serve import migrate
 from videomaker.serve.app import create_app
-from videomaker.serve.config import ServeConfig, load_config
+from videomaker.serve.config import load_config
 from videomaker.serve.queue import NewJob
 from videomaker.serve.renderer import load_renderer
 from videomaker.serve.state import State
@@ -134,7 +134,3 @@ def wait_for(client: Any, id: str, seconds: float = 30, until: tuple[str, ...] =
             return video
         time.sleep(0.05)
     raise AssertionError(f"{id} is still {video['status']} after {seconds} s")
-
-
-def default_config(folder: Path) -> ServeConfig:
-    return load_config(data=folder)

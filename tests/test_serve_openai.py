@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -52,9 +52,10 @@ def losing_the_first_answer(address: str) -> Iterator[str]:
     lost = threading.Event()
 
     def pass_on(source: socket.socket, target: socket.socket) -> None:
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the other side has hung up
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
 
     def handle(near: socket.socket) -> None:
         with near, socket.create_connection((host, int(port))) as far:
