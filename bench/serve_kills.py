@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import signal
@@ -23,12 +24,14 @@ from videomaker.serve.accept import Call, accept
 from videomaker.serve.config import load_config
 from videomaker.serve.housekeeping import Housekeeper
 from videomaker.serve.keys import LOCAL
+from videomaker.serve.logs import configure_logs
 from videomaker.serve.models import Bucket
 from videomaker.serve.queue import NewJob
+from videomaker.serve.renderer import load_renderer
 from videomaker.serve.schema import VideoRequest
 from videomaker.serve.state import State
-from videomaker.serve.supervisor import Supervisor
 from videomaker.serve.tables import videos
+from videomaker.serve.worker import Worker
 
 LEASE = 3  # seconds
 # Written by the database itself each time that a video is completed: what a second result could not hide from.
@@ -42,31 +45,66 @@ COUNT_ENDS = (
 def queue(options: argparse.Namespace) -> dict[str, Any]:
     """Many jobs; a worker is killed every few seconds, and once one is stopped past its lease and resumed."""
     with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder:
-        state = _services(Path(folder), options.workers)
-        submitter = _Submitter(state, options.jobs)
-        supervisor, housekeeper = Supervisor(state.config), Housekeeper(state)
+        state = _state(Path(folder))
+        migrate.upgrade(state.database)
+        with state.database.write() as connection:
+            for statement in COUNT_ENDS:
+                connection.execute(text(statement))
+        submitter, pool = _Submitter(state, options.jobs), _Pool(Path(folder), options.workers)
         start = time.monotonic()
-        supervisor.start()
+        configure_logs(state.config)
+        housekeeper = Housekeeper(state)
         housekeeper.start()
         submitter.start()
         try:
-            kills = _kill_until_done(state, supervisor, submitter, options)
+            kills = _kill_until_done(state, pool, submitter, options)
             seconds = time.monotonic() - start
         finally:
-            supervisor.stop(5)
+            pool.stop()
             housekeeper.stop()
         figures = {"seconds": round(seconds, 1), "kills": kills, "jobs_per_s": round(options.jobs / seconds, 1)}
         return {**_verdict(state, submitter.ids, options.jobs), **figures}
 
 
-def _services(folder: Path, workers: int) -> State:
-    settings = {"renderer": "fake", "workers": workers, "lease_seconds": LEASE, "batch": 8, "max_attempts": 20}
-    state = State(load_config(data=folder, max_wait=float("inf"), max_active=10**9, log_level="error", **settings))
-    migrate.upgrade(state.database)
-    with state.database.write() as connection:
-        for statement in COUNT_ENDS:
-            connection.execute(text(statement))
-    return state
+def _state(folder: Path) -> State:
+    settings = {"renderer": "fake", "lease_seconds": LEASE, "batch": 8, "batch_wait": 0, "max_attempts": 50}
+    return State(load_config(data=folder, max_wait=float("inf"), max_active=10**9, log_level="error", **settings))
+
+
+class _Pool:
+    """Worker processes, each replaced at once when it is killed.
+
+    They are forked from a process that has everything loaded: on a busy machine a worker that starts from nothing
+    would be killed before it has done much, and the test is of workers that hold jobs.
+    """
+
+    def __init__(self, folder: Path, workers: int):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["videomaker.serve.worker", "videomaker.serve.fake"])
+        self._folder = folder
+        self._processes = [self._start() for _ in range(workers)]
+
+    def _start(self) -> multiprocessing.process.BaseProcess:
+        process = self._context.Process(target=_work, args=(self._folder,), daemon=True)
+        process.start()
+        return process
+
+    def pids(self) -> list[int]:
+        """Those that run, the dead replaced."""
+        self._processes = [process if process.is_alive() else self._start() for process in self._processes]
+        return [process.pid for process in self._processes]
+
+    def stop(self) -> None:
+        """Kills them all."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _work(folder: Path) -> None:
+    state = _state(folder)
+    configure_logs(state.config)
+    Worker(state, load_renderer(state.config, "cpu")).run()
 
 
 class _Submitter(threading.Thread):
@@ -94,7 +132,7 @@ class _Submitter(threading.Thread):
         return VideoRequest(prompt="a creature", size="16x16", num_frames=2, num_inference_steps=2, seed=seed)
 
 
-def _kill_until_done(state: State, supervisor: Supervisor, submitter: _Submitter, options: argparse.Namespace) -> int:
+def _kill_until_done(state: State, pool: _Pool, submitter: _Submitter, options: argparse.Namespace) -> int:
     chance = random.Random(options.seed)
     kills, next_kill, stopped, resume_at = 0, time.monotonic() + options.kill_every, None, 0.0
     told = time.monotonic()
@@ -105,7 +143,7 @@ def _kill_until_done(state: State, supervisor: Supervisor, submitter: _Submitter
             print(f"{len(submitter.ids)} accepted, {_unfinished(state)} left, {kills} kills", file=sys.stderr)
         # Warm ones: what is killed while it starts holds no job, and the test is of those that do.
         warm = {row.pid for row in state.registry.alive() if row.ready}
-        pids = [pid for pid in supervisor.pids() if pid != stopped and pid in warm]
+        pids = [pid for pid in pool.pids() if pid != stopped and pid in warm]
         if stopped is None and not resume_at and pids:
             stopped, resume_at = chance.choice(pids), now + 2 * LEASE
             _send(stopped, signal.SIGSTOP)
