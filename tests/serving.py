@@ -14,8 +14,8 @@ from server_process import PICTURE, ServerProcess, submit, wait_for
 from videomaker.serve import migrate
 from videomaker.serve.app import create_app
 from videomaker.serve.config import load_config
+from videomaker.serve.loading import load_renderer
 from videomaker.serve.queue import NewJob
-from videomaker.serve.renderer import load_renderer
 from videomaker.serve.state import State
 from videomaker.serve.worker import Worker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def estimate(groups: Groups, *, resamples: int = RESAMPLES, level: float = LEVEL
 
 
 def paired_difference(
-    ours: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], **options: float
+    ours: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], **options: Any
 ) -> Estimate | None:
     """Ours minus the others' over the videos that both have: `{subject: {video: value}}`; None when there are none.
 
