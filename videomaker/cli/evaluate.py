@@ -69,6 +69,8 @@ def run(
     model: options.Model = None,
     motion_adapter: options.MotionAdapter = None,
     weights: options.Weights = None,
+    vae: options.Vae = None,
+    lora: options.Loras = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     attention_backend: options.AttentionBackend = "auto",
@@ -77,6 +79,7 @@ def run(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     negative_prompt: options.NegativePrompt = None,
+    negative_preset: options.NegativePreset = None,
     width: options.Width = None,
     height: options.Height = None,
     frames: options.Frames = None,
@@ -92,15 +95,25 @@ def run(
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
     from videomaker.evaluation.suite import read_suite
-    from videomaker.jobs import request
+    from videomaker.jobs import negatives, request
 
+    negative = negatives.negative_prompt(negative_prompt, negative_preset)
     part, task = parse_shard(shard), read_suite(suite)
     _check_table(paper)
     recipe = request.Recipe(
         request.ModelSpec(
-            model or "default", motion_adapter, weights, dtype, device, attention_backend, offload, compile
+            model or "default",
+            motion_adapter,
+            weights,
+            dtype,
+            device,
+            attention_backend,
+            offload,
+            compile,
+            vae,
+            tuple(lora or ()),
         ),
-        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
+        request.Settings(steps, guidance, negative, width, height, frames, fps, fit),
     )
     prepared = prepare_model(recipe)
     settings, where = prepared.recipe.settings, prepared.recipe.model.device
