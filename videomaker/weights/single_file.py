@@ -187,10 +187,10 @@ def _from_single_file(kind: Any, state: State, config: dict[str, Any], path: Pat
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
-            model = kind.from_single_file(dict(state), config=folder, local_files_only=True, torch_dtype=dtype)
+            model = kind.from_single_file(dict(state), config=folder, local_files_only=True)
         except Exception as error:  # of files that do not fit, diffusers' conversion complains in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "meta tensor" in reason:  # what the file left empty
+                reason = "it lacks tensors"
             raise InputError(f"{path} does not fit {kind.__name__} of Stable Diffusion 1.5: {reason}") from error
-    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise InputError(f"{path} lacks {len(missing)} tensors of {kind.__name__}, such as {missing[0]}")
-    return model
+    return model.to(dtype)
