@@ -15,7 +15,7 @@ PIP_ARGS ?=
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-install: $(READY)  ## .venv with the package (editable), training and development tools
+install: $(READY)  ## .venv with the package (editable), training, serving and development tools
 
 .venv/.ready: setup.py pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,7 +23,7 @@ install: $(READY)  ## .venv with the package (editable), training and developmen
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools wheel
 	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
-	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,dev]'
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,serve,dev]'
 	@touch $@
 
 # A Python that is given is not changed but for this package itself; its torch, triton, numpy and pytest are used.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -58,35 +59,50 @@ def load_reference(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise InputError(f"reference {path} {problem}: give the path of a picture")
-    if path.stat().st_size == 0:
-        raise InputError(f"reference {path} is empty (0 bytes): give a picture")
     try:
-        with _open_image(path) as image:
-            _check_header(image, path, max_pixels)
-            return _rgb_over_white(ImageOps.exif_transpose(image), path)
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"reference {path} cannot be read: {error.strerror}") from error
+    with file:
+        return decode_reference(file, str(path), max_pixels=max_pixels)
+
+
+def decode_reference(file: BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `load_reference`, from an open file; `name` is what messages call it.
+
+    Raises:
+        InputError: as there.
+    """
+    if not file.read(1):
+        raise InputError(f"reference {name} is empty (0 bytes): give a picture")
+    file.seek(0)
+    try:
+        with _open_image(file) as image:
+            _check_header(image, name, max_pixels)
+            return _rgb_over_white(ImageOps.exif_transpose(image), name)
     except InputError:
         raise
     except Exception as error:  # of damaged files, each decoder complains in its own way
-        raise InputError(f"reference {path} cannot be read as a picture: {_reason(error, max_pixels)}") from error
+        raise InputError(f"reference {name} cannot be read as a picture: {_reason(error, max_pixels)}") from error
 
 
-def _open_image(path: Path) -> Image.Image:
+def _open_image(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_header` decides
-        return Image.open(path, formats=_DECODERS)
+        return Image.open(file, formats=_DECODERS)
 
 
-def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
+def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"reference {path} has {width}x{height} pixels, more than {max_pixels:,}: scale it down first")
+        raise InputError(f"reference {name} has {width}x{height} pixels, more than {max_pixels:,}: scale it down first")
     if getattr(image, "n_frames", 1) > 1 and image.format not in _STILL_FORMATS:
-        raise InputError(f"reference {path} holds {image.n_frames} pictures: save one of them as a still picture")
+        raise InputError(f"reference {name} holds {image.n_frames} pictures: save one of them as a still picture")
 
 
-def _rgb_over_white(image: Image.Image, path: Path) -> Image.Image:
+def _rgb_over_white(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise InputError(f"reference {path} has 32-bit pixels without a known range: save it with 8 bits")
+        raise InputError(f"reference {name} has 32-bit pixels without a known range: save it with 8 bits")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if not image.has_transparency_data:

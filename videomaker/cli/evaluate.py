@@ -193,7 +193,8 @@ def sprites(
     """Measure subject fidelity, motion and background where the truth is known: no pretrained network needed."""
     quiet_libraries()
     from videomaker.evaluation.sprites import SpriteSuite, contact_sheet, evaluate_sprites
-    from videomaker.jobs.prepare import generation_defaults, load_pipeline, model_folder, resolve_model
+    from videomaker.jobs.defaults import generation_defaults, model_folder
+    from videomaker.jobs.prepare import load_pipeline, resolve_model
     from videomaker.jobs.request import ModelSpec
 
     settings, _ = generation_defaults(model_folder(model))

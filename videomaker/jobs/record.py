@@ -71,13 +71,28 @@ def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[
     order: so the record of a batched video names the others as well.
     """
     videos = [_describe(job) for job in batch]
+    return describe_video(batch[index].path.name, videos, index, recipe, digests)
+
+
+def describe_video(
+    name: str, videos: Sequence[dict[str, Any]], index: int, recipe: Recipe, digests: dict[str, str]
+) -> dict[str, Any]:
+    """The record of `make_record`, for references that are no files here.
+
+    Args:
+        name: of the video's file.
+        videos: of the batch: `prompt`, `seed` and `references`, each with `path` and `sha256`.
+        index: of the video among them.
+        recipe: with nothing left open.
+        digests: of `component_digests`.
+    """
     return {
         "record_version": RECORD_VERSION,
-        "video": batch[index].path.name,
+        "video": name,
         **videos[index],
         **asdict(recipe),
         "components_sha256": digests,
-        "batch": {"index": index, "videos": videos} if len(batch) > 1 else None,
+        "batch": {"index": index, "videos": list(videos)} if len(videos) > 1 else None,
         "versions": versions(),
         "machine": machine(torch.device(recipe.model.device)),
     }
