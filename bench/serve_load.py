@@ -28,7 +28,8 @@ def submit_rate(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"workers": 0, "max_active": 10**6, "max_wait": 1e9, "log_level": "error"}
     with (
         tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
-        ServerProcess(Path(folder), **settings) as s,s.client(limits=httpx2.Limits(max_connections=64)) as client
+        ServerProcess(Path(folder), **settings) as s,
+        s.client(limits=httpx2.Limits(max_connections=64)) as client,
     ):
         for _ in range(10):
             submit(client, picture=pictures[0], size="512x512", num_frames="8")
