@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
 
 from . import options
 from .app import app
-from .terminal import console, prepare_model, quiet_libraries
+from .terminal import console, prepare_model, print_table, quiet_libraries
 
 MEASURES = "Measures"
 evaluate_app = typer.Typer(help="Measure how good videos are: subject, text, motion.", no_args_is_help=True)
@@ -69,6 +68,8 @@ def run(
     model: options.Model = None,
     motion_adapter: options.MotionAdapter = None,
     weights: options.Weights = None,
+    vae: options.Vae = None,
+    lora: options.Loras = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     attention_backend: options.AttentionBackend = "auto",
@@ -77,6 +78,7 @@ def run(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     negative_prompt: options.NegativePrompt = None,
+    negative_preset: options.NegativePreset = None,
     width: options.Width = None,
     height: options.Height = None,
     frames: options.Frames = None,
@@ -92,15 +94,25 @@ def run(
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
     from videomaker.evaluation.suite import read_suite
-    from videomaker.jobs import request
+    from videomaker.jobs import negatives, request
 
+    negative = negatives.negative_prompt(negative_prompt, negative_preset)
     part, task = parse_shard(shard), read_suite(suite)
     _check_table(paper)
     recipe = request.Recipe(
         request.ModelSpec(
-            model or "default", motion_adapter, weights, dtype, device, attention_backend, offload, compile
+            model or "default",
+            motion_adapter,
+            weights,
+            dtype,
+            device,
+            attention_backend,
+            offload,
+            compile,
+            vae,
+            tuple(lora or ()),
         ),
-        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
+        request.Settings(steps, guidance, negative, width, height, frames, fps, fit),
     )
     prepared = prepare_model(recipe)
     settings, where = prepared.recipe.settings, prepared.recipe.model.device
@@ -164,62 +176,6 @@ def report(
     _write(results, others or [], paper)
 
 
-@evaluate_app.command("sprites")
-def sprites(
-    out: Annotated[Path, typer.Option(help="Folder for results.json and videos.png.")] = Path("outputs/evaluation"),
-    model: Annotated[str, typer.Option(help="'default' (small, embedded) or a folder made like it.")] = "default",
-    clips: Annotated[int, typer.Option(min=2, help="Unseen creatures, each with a prompt.")] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    reference: Annotated[
-        Literal["white", "raw", "none"],
-        typer.Option(help="Creatures on white, on a background that is not the prompt's, or no reference at all."),
-    ] = "white",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
-) -> None:
-    """Measure subject fidelity, motion and background where the truth is known: no pretrained network needed."""
-    quiet_libraries()
-    from videomaker.evaluation.sprites import SpriteSuite, contact_sheet, evaluate_sprites
-    from videomaker.jobs.prepare import generation_defaults, load_pipeline, model_folder, resolve_model
-    from videomaker.jobs.request import ModelSpec
-
-    settings, _ = generation_defaults(model_folder(model))
-    task = SpriteSuite(
-        clips, seed, steps or settings.steps or 30, guidance or settings.guidance or 8.0, reference=reference
-    )
-    pipe = load_pipeline(resolve_model(ModelSpec(source=model, dtype="float32")))
-    with console().status("Evaluating") as status:
-        results, videos = evaluate_sprites(pipe, task, on_videos=lambda n: status.update(f"{n} of {clips} videos"))
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    with atomic_path(out / "videos.png") as path:
-        contact_sheet(task, videos).save(path)
-    _print_sprites(results)
-    for name in ("results.json", "videos.png"):
-        typer.echo(out / name)
-
-
-def _print_sprites(results: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("measure", "value")
-    for name, value in results.items():
-        if isinstance(value, dict):
-            if name != "suite":
-                for part, number in value.items():
-                    table.add_row(f"{name.replace('_', ' ')}: {part}", f"{number:.3f}")
-        else:
-            table.add_row(name.replace("_", " "), f"{value:.3f}")
-    _print_table(table)
-
-
-def _print_table(table: Any) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
 def _check_table(paper: str | None) -> None:
     if paper is not None:
         from videomaker.evaluation import published
@@ -228,7 +184,7 @@ def _check_table(paper: str | None) -> None:
 
 
 def _open(models: Path | None, protocol: Any, flow: str, face: str, device: str) -> Any:
-    from videomaker.evaluation.measure import GROUPS, open_networks
+    from videomaker.evaluation.kit import GROUPS, open_networks
     from videomaker.evaluation.protocol import TITLES
 
     with console().status("Loading the networks that measure"):
@@ -290,7 +246,7 @@ def _write(out: Path, others: list[Path], paper: str | None) -> None:
         else:
             interval = f"{value['low']:.4f} to {value['high']:.4f}"
             table.add_row(TITLES[name], f"{value['mean']:.4f}", interval, str(value["count"]))
-    _print_table(table)
+    print_table(table)
     for path in paths:
         typer.echo(path)
 

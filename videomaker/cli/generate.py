@@ -15,6 +15,7 @@ from .app import app
 from .terminal import prepare_model, quiet_libraries, video_progress
 
 if TYPE_CHECKING:
+    from videomaker.jobs.prepare import Prepared
     from videomaker.jobs.request import Job, Recipe
 
 
@@ -27,11 +28,17 @@ def generate(
         Path | None,
         typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
     ] = None,
+    highlight: options.HighlightWord = "",
+    mask: options.Mask = None,
+    box: options.Box = None,
+    models: options.SubjectModels = None,
     combine: options.Combine = "each",
     seed: options.Seeds = "0",
     model: options.Model = None,
     motion_adapter: options.MotionAdapter = None,
     weights: options.Weights = None,
+    vae: options.Vae = None,
+    lora: options.Loras = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     attention_backend: options.AttentionBackend = "auto",
@@ -41,6 +48,7 @@ def generate(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     negative_prompt: options.NegativePrompt = None,
+    negative_preset: options.NegativePreset = None,
     width: options.Width = None,
     height: options.Height = None,
     frames: options.Frames = None,
@@ -77,11 +85,12 @@ def generate(
     """
     if from_json is not None:
         _refuse_other_options(context)
-        moved = {"source": model, "motion_adapter": motion_adapter, "weights": weights}
+        moved = {"source": model, "motion_adapter": motion_adapter, "weights": weights, "vae": vae}
+        moved |= {"loras": tuple(lora)} if lora else {}
         moved = {part: place for part, place in moved.items() if place is not None}
         _generate_again(from_json, output, reference or [], moved, overwrite)
         return
-    from videomaker.jobs import request
+    from videomaker.jobs import negatives, request
 
     output = output or Path("outputs")
     file_format = request.output_format(output, file_format)
@@ -93,22 +102,35 @@ def generate(
         file_format=file_format,
         combine=combine,
     )
+    negative = negatives.negative_prompt(negative_prompt, negative_preset)
     recipe = request.Recipe(
         request.ModelSpec(
-            model or "default", motion_adapter, weights, dtype, device, attention_backend, offload, compile
+            model or "default",
+            motion_adapter,
+            weights,
+            dtype,
+            device,
+            attention_backend,
+            offload,
+            compile,
+            vae,
+            tuple(lora or ()),
         ),
-        request.Settings(steps, guidance, negative_prompt, width, height, frames, fps, fit),
+        request.Settings(steps, guidance, negative, width, height, frames, fps, fit),
         request.Output(file_format, upscale),
     )
     if artifacts is not None and not compile:
         raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
-    _generate_jobs(jobs, recipe, batch_size, overwrite, artifacts)
+    subject = (highlight, mask, box, models)
+    jobs = _generate_jobs(jobs, recipe, batch_size, overwrite, artifacts, subject)
     if contact_sheet:
         typer.echo(_write_contact_sheet(output, jobs))
 
 
 # What may be given with --from-json: where things lie now.
-_WITH_FROM_JSON = {"from_json", "reference", "output", "model", "motion_adapter", "weights", "overwrite"}
+_WITH_FROM_JSON = {
+    "from_json", "reference", "output", "model", "motion_adapter", "weights", "vae", "lora", "overwrite",
+}  # fmt: skip
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -117,10 +139,19 @@ def _refuse_other_options(context: typer.Context) -> None:
             raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
 
 
-def _generate_jobs(jobs: list[Job], recipe: Recipe, batch_size: int, overwrite: bool, artifacts: Path | None) -> None:
+def _generate_jobs(
+    jobs: list[Job],
+    recipe: Recipe,
+    batch_size: int,
+    overwrite: bool,
+    artifacts: Path | None,
+    subject: tuple[str, Path | None, str | None, Path | None],
+) -> list[Job]:
+    """Makes the jobs' videos; returns them with the pictures that were used."""
     prepared = prepare_model(recipe)
     from videomaker.jobs.render import make_videos, pending_jobs
 
+    jobs = _highlighted(prepared, jobs, *subject)
     pending = pending_jobs(prepared, jobs, overwrite=overwrite)
     finished = len(jobs) - len(pending)
     if finished:
@@ -137,6 +168,21 @@ def _generate_jobs(jobs: list[Job], recipe: Recipe, batch_size: int, overwrite: 
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
         raise
+    return jobs
+
+
+def _highlighted(
+    prepared: Prepared, jobs: list[Job], word: str, mask: Path | None, box: str | None, models: Path | None
+) -> list[Job]:
+    from videomaker.data.subject import Highlight, parse_box
+    from videomaker.jobs.subjects import highlight_jobs, warn_of_backgrounds
+
+    highlight = Highlight(word, mask, None if box is None else parse_box(box))
+    recipe = prepared.recipe
+    if highlight:
+        return highlight_jobs(jobs, highlight, recipe.settings, models=models, device=recipe.model.device)
+    warn_of_backgrounds(path for job in jobs for path in job.references)
+    return jobs
 
 
 def _generate_again(

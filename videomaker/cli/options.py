@@ -13,7 +13,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A folder in the diffusers format, or 'default'.",
+        help="A folder in the diffusers format, a single file, a model of the hub, or 'default'.",
         show_default="embedded",
         rich_help_panel=MODEL,
     ),
@@ -21,8 +21,23 @@ Model = Annotated[
 MotionAdapter = Annotated[
     str | None,
     typer.Option(
-        "--motion-adapter", help="AnimateDiff's folder, when the model is an SD 1.5 base.", rich_help_panel=MODEL
+        "--motion-adapter", help="AnimateDiff's folder or single file, for an SD 1.5 base.", rich_help_panel=MODEL
     ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", help="Another VAE: a folder, a single file or a model of the hub.", rich_help_panel=MODEL),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="FILE or FILE:scale, added into the weights; repeatable.", rich_help_panel=MODEL),
+]
+NegativePreset = Annotated[
+    Literal["people", "objects"] | None,
+    typer.Option("--negative-preset", help="A long negative prompt, as published results used.", rich_help_panel=VIDEO),
+]
+SubjectModels = Annotated[
+    Path | None, typer.Option("--models", help="With --highlight: folder of grounding-dino/ and sam/.")
 ]
 Weights = Annotated[
     str | None,

@@ -14,6 +14,8 @@ from rich.console import Console
 from videomaker.jobs.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from videomaker.jobs.prepare import Prepared
     from videomaker.jobs.request import Recipe
 
@@ -30,7 +32,7 @@ def show_messages(*, verbose: bool) -> None:
 
     handler = RichHandler(console=console(), show_time=False, show_path=False)
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
-    for library in ("alembic", "httpx", "PIL", "libav", "urllib3", "filelock"):
+    for library in ("alembic", "httpx", "httpx2", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
 
 
@@ -65,3 +67,8 @@ def prepare_model(recipe: Recipe) -> Prepared:
         from videomaker.jobs.prepare import prepare  # torch and diffusers take seconds
 
         return prepare(recipe)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table of results on stdout."""
+    Console().print(table)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ def estimate(groups: Groups, *, resamples: int = RESAMPLES, level: float = LEVEL
 
     Videos of one subject are alike: taken as independent, an interval of 16 subjects of 25 videos covers 42 % instead
     of 95 %. So subjects are drawn, and of each drawn one its videos. With one subject only its videos are drawn.
+    Plain percentiles of so few subjects cover 92 %; theirs are widened as in T. Hesterberg, "What Teachers Should Know
+    About the Bootstrap" (The American Statistician, 2015).
 
     Args:
         groups: values by subject; none empty.
@@ -46,8 +50,25 @@ def estimate(groups: Groups, *, resamples: int = RESAMPLES, level: float = LEVEL
     if not groups:
         raise ValueError("no values to estimate a mean of")
     means = _resampled_means([np.asarray(values, np.float64) for values in groups.values()], resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = len(groups) if len(groups) > 1 else len(next(iter(groups.values())))
+    tail = widened_tail((1 - level) / 2, drawn)
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(mean_over_subjects(groups), float(low), float(high), sum(map(len, groups.values())))
+
+
+def widened_tail(tail: float, count: int) -> float:
+    """The share of the bootstrap's means to leave out at each end, for an interval that leaves out `tail`.
+
+    `count` values vary by √((count - 1) / count) too little when drawn from themselves, and their spread is itself an
+    estimate: Φ(-√(n / (n - 1)) · t), t being Student's quantile with n - 1 degrees of freedom.
+    """
+    if count < 2:
+        return tail
+    normal, freedom = NormalDist(), count - 1
+    z = -normal.inv_cdf(tail)
+    # The series of Fisher and Cornish; from 5 degrees on it is right to .01.
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return normal.cdf(-math.sqrt(count / freedom) * student)
 
 
 def paired_difference(

@@ -11,7 +11,8 @@ from videomaker.errors import InputError
 
 from . import published
 from .intervals import estimate, paired_difference
-from .measure import GROUP_OF, measures_path, read_measures
+from .kit import GROUP_OF
+from .measure import measures_path, read_measures
 from .plan import Plan, read_plan
 from .protocol import METRICS, protocol_named
 

@@ -20,7 +20,8 @@ from videomaker.jobs.request import Job
 from videomaker.media import load_reference
 
 from . import pictures, tables
-from .measure import Measurer, Networks, ReferencePicture, measures_path
+from .kit import Networks
+from .measure import Measurer, ReferencePicture, measures_path
 from .plan import Plan, read_plan, write_plan
 from .protocol import Protocol
 from .report import PLAIN, build_report, collect, compare

@@ -24,8 +24,18 @@ _GENERATION_KEYS = {
 
 
 def model_folder(source: str) -> Path:
-    """The folder of a model: `"default"` is the embedded one."""
-    return default_model_path() if source == "default" else Path(source)
+    """The folder or single file of a model: `"default"` is the embedded one.
+
+    Raises:
+        InputError: a model of the hub is neither in the cache nor to be had.
+    """
+    if source == "default":
+        return default_model_path()
+    if Path(source).exists():
+        return Path(source)
+    from videomaker.weights.sources import local_path  # late: the room's other files load torch
+
+    return local_path(source)
 
 
 def generation_defaults(folder: Path) -> tuple[Settings, str | None]:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +17,11 @@ from videomaker.compiled import Bucket
 from videomaker.errors import InputError
 from videomaker.kernels import choose_backend
 from videomaker.pipeline import VideoMakerPipeline
+from videomaker.weights.single_file import is_single_file
+from videomaker.weights.sources import pin
 
 from .defaults import PAPER_SETTINGS, generation_defaults, model_folder
+from .parts import build_pipeline, fuse_loras
 from .record import component_digests
 from .request import Job, ModelSpec, Recipe, Settings
 
@@ -41,8 +43,11 @@ class Prepared:
 def resolve_model(spec: ModelSpec) -> ModelSpec:
     """Replaces the device and dtype `"auto"` by what this machine has; the attention backend's is each layer's choice.
 
+    Models of the hub get the revision that they lead to.
+
     Raises:
-        InputError: the device is unknown or absent, or cannot run the attention backend, or has nothing to offload.
+        InputError: a model of the hub is not to be had; the device is unknown or absent, or cannot run the attention
+            backend, or has nothing to offload.
     """
     device = _resolve_device(spec.device)
     dtype = ("float16" if device.type == "cuda" else "float32") if spec.dtype == "auto" else spec.dtype
@@ -54,7 +59,8 @@ def resolve_model(spec: ModelSpec) -> ModelSpec:
         choose_backend(torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype]), spec.attention_backend)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return replace(spec, device=str(device), dtype=dtype)
+    places = {name: pin(place) for name in ("source", "motion_adapter", "vae") if (place := getattr(spec, name))}
+    return replace(spec, device=str(device), dtype=dtype, **places)
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -77,17 +83,17 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
         InputError: a part is missing, damaged, or of another architecture.
     """
     _check_model(spec)
-    options: dict[str, Any] = {"torch_dtype": DTYPES[spec.dtype], "attention_backend": spec.attention_backend}
-    if spec.motion_adapter is not None:
-        options["motion_adapter"] = _adapter_folder(spec.motion_adapter)
     try:
-        pipe = VideoMakerPipeline.from_pretrained(model_folder(spec.source), **options)
+        pipe = build_pipeline(spec, model_folder(spec.source), DTYPES[spec.dtype])
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model {spec.source!r} cannot be loaded: {error}") from error
     _check_complete(pipe, spec)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
+    fuse_loras(pipe, spec.loras)
     pipe.set_progress_bar_config(disable=True)
     if spec.offload:
         pipe.enable_model_cpu_offload(device=spec.device)
@@ -97,11 +103,16 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
 
 def _check_model(spec: ModelSpec) -> None:
     """Refuses what is not Stable Diffusion 1.5, AnimateDiff or VideoMaker before its weights are read."""
+    if is_single_file(spec.source) and model_folder(spec.source).is_file():
+        if spec.motion_adapter is None:
+            raise InputError(f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's")
+        return
     try:
         index = json.loads((model_folder(spec.source) / "model_index.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"unknown model {spec.source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
+            f"unknown model {spec.source!r}: give 'default', a folder in the diffusers format (with model_index.json), "
+            "a single file, or a model of the hub"
         ) from error
     unet = (index.get("unet") or [None, None])[1]
     missing = [part for part in _PARTS if not (model_folder(spec.source) / part).is_dir()]
@@ -122,12 +133,6 @@ def _check_complete(pipe: VideoMakerPipeline, spec: ModelSpec) -> None:
         missing = [name for name, parameter in getattr(pipe, part).named_parameters() if parameter.is_meta]
         if missing:
             raise InputError(f"model {spec.source!r} lacks {len(missing)} tensors of {part}, such as {missing[0]}")
-
-
-def _adapter_folder(folder: str) -> str:
-    if not Path(folder, "config.json").is_file():
-        raise InputError(f"motion adapter {folder!r} is not a folder in the diffusers format (with config.json)")
-    return folder
 
 
 def prepare(asked: Recipe) -> Prepared:

@@ -148,7 +148,8 @@ def _first_difference(name: str, old: Any, new: Any) -> str:
 
 def recorded_recipe(record: dict[str, Any]) -> Recipe:
     """The model, settings and output of a record."""
-    return Recipe(ModelSpec(**record["model"]), Settings(**record["settings"]), Output(**record["output"]))
+    model = {**record["model"], "loras": tuple(record["model"].get("loras", ()))}
+    return Recipe(ModelSpec(**model), Settings(**record["settings"]), Output(**record["output"]))
 
 
 def recorded_batch(record: dict[str, Any], path: Path, references: Sequence[Path] = ()) -> tuple[list[Job], int]:
@@ -193,5 +194,5 @@ def check_digests(record: dict[str, Any], digests: dict[str, str]) -> None:
     if changed:
         raise InputError(
             f"the model differs from the one that made this video in: {', '.join(changed)}; "
-            "give the old one with --model, --motion-adapter and --weights"
+            "give the old one with --model, --motion-adapter, --weights, --vae and --lora"
         )

@@ -29,14 +29,18 @@ class ModelSpec:
     """Where the weights lie and how they run.
 
     Args:
-        source: `"default"` (the embedded model) or a folder in the diffusers format.
-        motion_adapter: a folder; needed when `source` is a Stable Diffusion 1.5 base.
+        source: `"default"` (the embedded model), a folder in the diffusers format, a single file of Stable Diffusion
+            1.5, or a model of the hub, `OWNER/NAME` or `OWNER/NAME@REVISION`.
+        motion_adapter: a folder, a single file or a model of the hub; needed when `source` is a Stable Diffusion 1.5
+            base.
         weights: a VideoMaker checkpoint, `.safetensors` or `.bin`.
         dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`; auto is float16 on CUDA, else float32.
         device: `"auto"` (CUDA, else MPS, else the CPU) or a name that torch knows.
         attention_backend: of `videomaker.kernels.pisa_attention`.
         offload: whether parts of the model wait in main memory until their turn, for small GPUs.
         compile: whether the model is compiled for the shapes of the videos.
+        vae: a folder, a single file or a model of the hub, in place of the source's.
+        loras: files, each perhaps with `:scale`, that are added into the weights.
     """
 
     source: str = "default"
@@ -47,6 +51,8 @@ class ModelSpec:
     attention_backend: str = "auto"
     offload: bool = False
     compile: bool = False
+    vae: str | None = None
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from videomaker.files import atomic_path
 # What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
 _PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
 _MAX_LISTED = 3
+_MOST_UNKNOWN = 0.01  # of a checkpoint's tensors; more, and it belongs to another architecture
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ def _group(name: str) -> str:
     return _MOTION if "motion_modules" in name.split(".") else _FROZEN
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str, torch.Tensor]:
     """Reads a checkpoint, `.safetensors` or a torch file, and strips the prefixes of wrappers from its names.
 
-    Torch files are read with `weights_only=True`: code in them never runs.
+    Torch files are read with `weights_only=True`: code in them never runs. `strip=False` keeps the names.
 
     Raises:
         InputError: no such file, not a checkpoint, or something in it is not a tensor.
@@ -73,7 +77,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             state = state[container]
     if bad := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise InputError(f"checkpoint {path} holds {bad[0]!r}, which is not a tensor; give a plain state dict")
-    return {_strip(name): value for name, value in state.items()}
+    return {_strip(name) if strip else name: value for name, value in state.items()}
 
 
 def _load_torch_file(path: Path) -> Mapping:
@@ -102,18 +106,22 @@ def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -
     """Compares a checkpoint's names and shapes with `unet`, and counts what it covers.
 
     Raises:
-        InputError: a name that `unet` does not know, a shape that differs, or nothing that the method trains.
+        InputError: more than a few names that `unet` does not know, a shape that differs, or nothing that the method
+            trains. A few unknown names are left out with a warning that names them.
     """
     expected = unet.state_dict()
-    if unknown := [name for name in state if name not in expected]:
+    unknown = [name for name in state if name not in expected]
+    if len(unknown) > max(1, _MOST_UNKNOWN * len(state)) or len(unknown) == len(state) > 0:
         raise InputError(
             f"the checkpoint has {len(unknown)} tensors that this UNet has not, such as {_listed(unknown)}; "
             "it belongs to another architecture"
         )
+    if unknown:
+        logger.warning("left out of the checkpoint, since this UNet does not know them: %s", ", ".join(unknown))
     wrong = [
         f"{name} {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
         for name, value in state.items()
-        if value.shape != expected[name].shape
+        if name in expected and value.shape != expected[name].shape
     ]
     if wrong:
         raise InputError(f"{len(wrong)} tensors have another shape: {_listed(wrong)}; give the model it was trained on")
