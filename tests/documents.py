@@ -109,7 +109,7 @@ def read_videomaker(arguments: list[str]) -> None:
 
     command, context, name = typer.main.get_command(app), None, "videomaker"
     while True:
-        if is_name and not arguments:  # "`videomaker convert` reads …": that there is such a command is all that is said
+        if is_name and not arguments:  # "`videomaker convert` reads …" says only that there is such a command
             return
         context = command.make_context(name, list(arguments), parent=context)
         if not hasattr(command, "resolve_command") or not (context._protected_args or context.args):

@@ -16,14 +16,18 @@ import torch
 from PIL import Image
 
 import videomaker
+from videomaker import VideoMakerPipeline
+from videomaker.attention import trainable_names
+from videomaker.weights import save_partial
 
 # What stands for the reader's own files. All else that a snippet names has to be there.
 STAND_INS = {
     '.to("cuda")': "",
-    "num_frames=16, height=512, width=512": "num_frames=8, height=32, width=32",
+    "num_frames=16": "num_frames=8",  # all that the embedded model has positions for
+    "height=512, width=512": "height=32, width=32",
     "Bucket(batch=4)": "Bucket(batch=4, num_frames=8, height=32, width=32)",
     "torch.float16": "torch.float32",
-    "path/to/animatediff-motion-adapter-v1-5-3": "motion-adapter",
+    '    motion_adapter="path/to/animatediff-motion-adapter-v1-5-3",\n': "",  # the stand-in has its motion modules
 }
 PICTURES = ("person.jpg", "fox.png")
 MODELS = ("path/to/model", "path/to/Realistic_Vision_V5.1_noVAE")
@@ -93,6 +97,9 @@ def with_models(folder) -> Path:
     for name in MODELS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(videomaker.default_model_path())
+    unet = VideoMakerPipeline.from_pretrained(videomaker.default_model_path()).unet
+    trained = {name: unet.state_dict()[name] for name in trainable_names(unet)}
+    save_partial(trained, folder / "videomaker-human.safetensors")
     return folder
 
 
