@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from videomaker.digests import sha256_number
 from videomaker.errors import InputError
 
 from .check import describe_counts, map_files
@@ -150,7 +150,7 @@ def _probe_draft(draft: Draft) -> VideoInfo | ClipError:
 
 def _share(source: str) -> float:
     """A fixed pseudo-random number in [0, 1) for a source video."""
-    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8]) / 2**64
+    return sha256_number(source) / 2**64
 
 
 def _celebv_entries(path: Path) -> dict[str, dict[str, Any]]:
