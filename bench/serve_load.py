@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def submit_rate(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"workers": 0, "max_active": 10**6, "max_wait": 1e9, "log_level": "error"}
     with (
         tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
-        ServerProcess(Path(folder), **settings) as s,s.client(limits=httpx2.Limits(max_connections=64)) as client
+        ServerProcess(Path(folder), **settings) as s,
+        s.client(limits=httpx2.Limits(max_connections=64)) as client,
     ):
         for _ in range(10):
             submit(client, picture=pictures[0], size="512x512", num_frames="8")
@@ -65,21 +67,21 @@ def _photograph(seed: int) -> bytes:
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per video, a batch of videos each turn: `videomaker.jobs` in a process of its own, and the server."""
-    with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder:
-        with (
-            ServerProcess(Path(folder), renderer="model", max_wait=1e9, log_level="error") as server,
-            _Alone() as alone,
-        ):
-            server.wait_ready(300)
-            with server.client() as client:
-                _through_server(client, 1, 10**6)
-                alone.make(1, 10**6)
-                turns = []
-                for turn in range(options.turns):  # in turns, so that what else the machine does falls on both
-                    kinds = [lambda n, s: _through_server(client, n, s), alone.make]
-                    for kind in kinds if turn % 2 else kinds[::-1]:
-                        seconds = kind(options.videos, 1000 * turn)
-                        turns.append(("alone" if kind == alone.make else "server", round(seconds / options.videos, 4)))
+    settings = {"renderer": "model", "max_wait": 1e9, "log_level": "error"}
+    with (
+        tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
+        ServerProcess(Path(folder), **settings) as server,
+        server.client() as client,
+        _Alone() as alone,
+    ):
+        server.wait_ready(300)
+        kinds = {"server": partial(_through_server, client), "alone": alone.make}
+        for make in kinds.values():
+            make(1, 10**6)
+        turns = []
+        for turn in range(options.turns):  # in turns, so that what else the machine does falls on both
+            for name in sorted(kinds, reverse=bool(turn % 2)):
+                turns.append((name, round(kinds[name](options.videos, 1000 * turn) / options.videos, 4)))
     medians = {name: statistics.median(s for kind, s in turns if kind == name) for name in ("alone", "server")}
     return {"videos": options.videos, "seconds_per_video": turns, "medians": medians,
             "ratio": round(medians["server"] / medians["alone"], 3)}  # fmt: skip
