@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 from PIL import Image
 from server_process import PICTURE, ServerProcess, submit, wait_for
 
@@ -44,7 +45,13 @@ def submit_rate(options: argparse.Namespace) -> dict[str, Any]:
             rate = len(times) / (time.perf_counter() - start)
     p50, p90, p99 = (round(1000 * float(value), 1) for value in np.percentile(times, (50, 90, 99)))
     return {"asked_per_s": options.rate, "answered_per_s": round(rate, 1), "requests": len(times), "picture_bytes":
-            len(pictures[0]), "ms_p50": p50, "ms_p90": p90, "ms_p99": p99}  # fmt: skip
+            len(pictures[0]), "server_cpu_ms_each": round(1000 * busy / len(times), 1), "ms_p50": p50, "ms_p90": p90, "ms_p99": p99}  # fmt: skip
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """What a request costs whatever else the machine does."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _one(client: httpx2.Client, picture: bytes, index: int, due: float) -> float:

@@ -15,10 +15,11 @@ from videomaker import media
 from videomaker.errors import InputError
 
 from . import pictures
+from .admission import Limits, Refused
 from .keys import Owner
 from .models import Bucket
 from .problems import ApiError
-from .queue import KeyReused, Limits, NewJob, Refused
+from .queue import KeyReused, NewJob
 from .schema import VideoRequest, check_declared, resolve
 from .state import State
 
