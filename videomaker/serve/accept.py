@@ -124,9 +124,8 @@ def _described(
         {
             "key": f"videos/{id}/reference-{index}.ppm",
             "sha256": upload.sha256,
-            "pixels_sha256": hashlib.sha256(data).hexdigest(),
         }
-        for index, (upload, data) in enumerate(zip(uploads, files, strict=True))
+        for index, upload in enumerate(uploads)
     ]
     return references, files
 

@@ -82,8 +82,8 @@ class Queue:
             Refused: too much is waiting.
         """
         with self.database.write() as connection:
-            # Two submits of one key, on two replicas, go one after the other.
-            connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
+            if not self.database.is_sqlite:  # two submits of one key, on two replicas, go one after the other
+                connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
             if twin := self._twin(connection, job, limits):
                 return twin, False
             check_room(connection, self.database.now, job.owner, job.model, job.cost, limits)
