@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -11,14 +12,14 @@ from typing import Any
 from PIL import Image
 
 from videomaker import media
-from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from . import pictures
+from .admission import Limits, Refused
 from .keys import Owner
 from .models import Bucket
 from .problems import ApiError
-from .queue import KeyReused, Limits, NewJob, Refused
+from .queue import KeyReused, NewJob
 from .schema import VideoRequest, check_declared, resolve
 from .state import State
 
@@ -123,9 +124,8 @@ def _described(
         {
             "key": f"videos/{id}/reference-{index}.ppm",
             "sha256": upload.sha256,
-            "pixels_sha256": sha256(data),
         }
-        for index, (upload, data) in enumerate(zip(uploads, files, strict=True))
+        for index, upload in enumerate(uploads)
     ]
     return references, files
 
@@ -152,7 +152,7 @@ def _submit(state: State, id: str, asked: VideoRequest, request: dict[str, Any],
         steps=request["num_inference_steps"],
         cost=state.registry.cost(request["model"], bucket),
         request=request,
-        fingerprint=sha256(json.dumps(identity, sort_keys=True)),
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         priority=owner.priority,
         idempotency_key=call.idempotency_key,
         client_retry=call.client_retry,
