@@ -43,7 +43,12 @@ EXTRAS = {
     "flash": ["flash-attn>=2.7"],
     "dev": [
         "build>=1.2",
+        "import-linter>=2.5",
         "matplotlib>=3.8",
+        "mkdocs>=1.6,<2",
+        "mkdocs-material>=9.6",
+        "mkdocstrings[python]>=0.29",
+        "mypy>=1.15",
         "nvidia-ml-py>=12",
         "openai>=2.2",
         "peft>=0.17",
@@ -52,6 +57,7 @@ EXTRAS = {
         "pytest-benchmark>=5",
         "pytest-timeout>=2.3",
         "ruff>=0.9",
+        "types-PyYAML>=6",
         # A CPU wheel of torch brings no Triton; the kernels' tests run in its interpreter.
         "triton>=3.6; platform_system == 'Linux'",
     ],

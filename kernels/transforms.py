@@ -4,15 +4,16 @@ An operator here takes tensors whose first dimension is the batch, then options,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Rule = Callable[..., object]
+Rule = Callable[..., Any]
 
 
-def differentiable(operator: Callable[..., object], setup_context: Rule, backward: Rule) -> Callable[..., object]:
+def differentiable(operator: Any, setup_context: Rule, backward: Rule) -> Callable[..., Any]:
     """`operator` with a gradient, for PyTorch's usual autograd and for `torch.func`'s.
 
     A custom operator's own gradient is quick but unknown to `torch.func`; a Function is known, but slow to call.
@@ -24,9 +25,9 @@ def differentiable(operator: Callable[..., object], setup_context: Rule, backwar
         "backward": staticmethod(backward),
         "generate_vmap_rule": True,
     }
-    function = type("AttentionFunction", (torch.autograd.Function,), members)
+    function: Any = type("AttentionFunction", (torch.autograd.Function,), members)
 
-    def call(*arguments: object) -> object:
+    def call(*arguments: Any) -> Any:
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             return function.apply(*arguments)
         return operator(*arguments)
@@ -34,10 +35,10 @@ def differentiable(operator: Callable[..., object], setup_context: Rule, backwar
     return call
 
 
-def register_batching(operator: Callable[..., object]) -> None:
+def register_batching(operator: Any) -> None:
     """vmap of an operator: one call whose batch is the batch of all samples."""
 
-    def rule(info: object, in_dims: tuple[int | None, ...], *arguments: object) -> tuple[object, object]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[object, object]:
         size = info.batch_size
         folded = (fold(x, dim, size) for x, dim in zip(arguments, in_dims, strict=True))
         results = operator(*folded)
@@ -58,7 +59,7 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
-def fold(x: object, dim: int | None, size: int) -> object:
+def fold(x: Any, dim: int | None, size: int) -> Any:
     """`[…, size, …]` -> `[size·B, …]`; the same samples again where `x` has no such dimension."""
     if not isinstance(x, Tensor):
         return x

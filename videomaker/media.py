@@ -183,7 +183,7 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
         container.mux(stream.encode())
 
 
-def write_gif(path: Path, frames: np.ndarray, *, fps: float) -> None:
+def write_gif(path: Path | BinaryIO, frames: np.ndarray, *, fps: float) -> None:
     """Writes a looping GIF with one palette for all frames, so that still parts do not flicker.
 
     GIF counts in hundredths of a second: durations are rounded so that their sum stays right.

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ def pisa_attention(
     q, k, v = autocast(q, k, v)
     if name != "naive":
         refuse_forward_mode(q, k, v)
+    run: Callable[..., Tensor]
     if name == "triton":
         from .op import pisa_triton as run
     elif name == "sdpa":

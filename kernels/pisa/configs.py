@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -97,7 +98,7 @@ _AMPERE = {
     "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
 }
 _CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (256, Config(16, 32))]}
-TABLE = {
+TABLE: dict[str, dict[str, Any]] = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,

@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -76,8 +77,9 @@ def float32_precision() -> str:
 
     The older switch cannot be read any more once the newer one was used.
     """
-    precision = torch.backends.cuda.matmul.fp32_precision
-    precision = torch.backends.fp32_precision if precision == "none" else precision
+    backends: Any = torch.backends  # the newer switches have no types
+    precision = backends.cuda.matmul.fp32_precision
+    precision = backends.fp32_precision if precision == "none" else precision
     return "tf32" if precision == "tf32" else "ieee"
 
 
@@ -178,7 +180,7 @@ def run_backward_key(
     return *own_gradients, *ref_gradients
 
 
-def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> object:
+def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> Any:
     """Compiles one of the attention kernels for a GPU without a launch; what Triton's `warmup` returns."""
     if kernel.startswith("forward"):
         function, plan = pisa_forward, plan_forward(geometry, kernel == "forward_training", config)
@@ -190,7 +192,7 @@ def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> ob
     return function.warmup(*(_stand_in(name, geometry) for name in names), grid=plan.grid, **plan.constants)
 
 
-def _stand_in(name: str, geometry: Geometry) -> object:
+def _stand_in(name: str, geometry: Geometry) -> Any:
     """An argument of the type that a launch passes; a dtype stands for an aligned tensor."""
     if name == "ref_bias" and not geometry.ref_bias:
         return None

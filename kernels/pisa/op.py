@@ -1,6 +1,7 @@
 """The Triton backend as a PyTorch operator: fake tensors, autograd, vmap."""
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -92,7 +93,7 @@ def empty_gradient(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], 0))
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     q, k, v, *ctx.options, save = inputs
     out, reference_outputs, lse = output
     ctx.mark_non_differentiable(reference_outputs, lse)
@@ -101,7 +102,7 @@ def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, ...]) -> No
         ctx.save_for_backward(q, k, v, out, reference_outputs, lse)
 
 
-def _forward_gradients(ctx: object, out_gradient: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+def _forward_gradients(ctx: Any, out_gradient: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if out_gradient is None:
         return (None,) * 7
     needs_query, *needs_key = ctx.needs_input_grad[:3]
@@ -110,7 +111,7 @@ def _forward_gradients(ctx: object, out_gradient: Tensor | None, *_: object) -> 
     return *gradients, None, None, None, None
 
 
-def _no_second_derivative(ctx: object, *_: object) -> None:
+def _no_second_derivative(ctx: Any, *_: object) -> None:
     raise NotImplementedError("PISA attention's Triton backend has no second derivative: use backend='naive'")
 
 

@@ -9,6 +9,7 @@ group of G frames, reference `[1, H, M, D]`, log-sum-exp without the D.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,7 +174,7 @@ def _video_backward(
         torch.add(*terms, out=grad)
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, _, *ctx.options = inputs
     out, frame_lse = output
     ctx.mark_non_differentiable(frame_lse)
@@ -181,14 +182,14 @@ def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) ->
     ctx.save_for_backward(q, k, v, out, frame_lse)
 
 
-def _gradients(ctx: object, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 7
     gradients = _attend_backward(grad_out, *ctx.saved_tensors, *ctx.options)
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-def no_second_derivative(ctx: object, *_: object) -> None:
+def no_second_derivative(ctx: Any, *_: object) -> None:
     """The gradient's gradient: refused."""
     raise NotImplementedError("the attention backend sdpa has no second derivative: use backend='naive'")
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
     grid: tuple[int, ...]
     integers: tuple[int, ...]
-    constants: dict[str, object]
+    constants: dict[str, Any]
     partials: tuple[int, ...]  # shape of the groups' shares of the reference's results
 
     @property
@@ -72,7 +72,7 @@ def config_of(kernel: str, geometry: Geometry) -> Config:
     )
 
 
-def shared_constants(geometry: Geometry, config: Config, *, is_split: bool) -> dict[str, object]:
+def shared_constants(geometry: Geometry, config: Config, *, is_split: bool) -> dict[str, Any]:
     """Compile-time arguments that the three attention kernels share."""
     stride_q, stride_k, stride_v = (stride[1] for stride in geometry.strides[:3])
     return {
@@ -93,7 +93,7 @@ def shared_constants(geometry: Geometry, config: Config, *, is_split: bool) -> d
     }
 
 
-def forward_constants(geometry: Geometry, config: Config, *, save: bool, is_split: bool) -> dict[str, object]:
+def forward_constants(geometry: Geometry, config: Config, *, save: bool, is_split: bool) -> dict[str, Any]:
     """Compile-time arguments of the forward kernel."""
     qk_main, qk_tail = head_widths(geometry.shape[3])
     pv_main, pv_tail = head_widths(geometry.shape[3], split=config.split_values)
@@ -102,7 +102,7 @@ def forward_constants(geometry: Geometry, config: Config, *, save: bool, is_spli
     return widths | flags | shared_constants(geometry, config, is_split=is_split)
 
 
-def backward_constants(geometry: Geometry, config: Config, *, is_split: bool) -> dict[str, object]:
+def backward_constants(geometry: Geometry, config: Config, *, is_split: bool) -> dict[str, Any]:
     """Compile-time arguments of the two backward kernels."""
     main, tail = head_widths(geometry.shape[3])
     return {"MAIN": main, "TAIL": tail} | shared_constants(geometry, config, is_split=is_split)
@@ -183,14 +183,14 @@ def _slots(device: torch.device) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_statistics(geometry: Geometry) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
+def plan_statistics(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     """Grid, sizes and constants of the launch for the row statistics."""
     constants = statistics_constants(geometry)
     plan = _plan(geometry, STATISTICS_BLOCK, 1, geometry.ref_queries, {"SPLIT": False})
     return plan.grid, plan.integers[-5:-1], constants
 
 
-def statistics_constants(geometry: Geometry) -> dict[str, object]:
+def statistics_constants(geometry: Geometry) -> dict[str, Any]:
     """Compile-time arguments of the kernel for the row statistics."""
     main, tail = head_widths(geometry.shape[3])
     sizes = {"H": geometry.shape[2], "D": geometry.shape[3], "MAIN": main, "TAIL": tail, "BLOCK": STATISTICS_BLOCK}

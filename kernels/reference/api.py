@@ -1,6 +1,7 @@
 """The public entry of reference attention: check the arguments, choose a backend, run it."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ def reference_attention(
     inputs = autocast(q, k, v, *_stored_once(k_ref, v_ref))
     if name != "naive":
         refuse_forward_mode(*inputs)
+    run: Callable[..., Tensor]
     if name == "triton":
         from .op import reference_triton as run  # imports Triton
     elif name == "sdpa":

@@ -1,17 +1,17 @@
 """vmap of the reference operators: a reference that the videos of a sample share is one of each sample's own."""
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from ..transforms import fold
 
 
-def register_reference_batching(operator: Callable[..., object], *, first: int) -> None:
+def register_reference_batching(operator: Any, *, first: int) -> None:
     """`first` is the place of q among the operator's arguments: q, k, v, k_ref, v_ref and the bias follow."""
     places = (first + 3, first + 4)  # of k_ref and v_ref
 
-    def rule(info: object, in_dims: tuple[int | None, ...], *arguments: object) -> tuple[object, object]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[object, object]:
         size = info.batch_size
         folded = [fold(x, dim, size) for x, dim in zip(arguments, in_dims, strict=True)]
         batch = folded[first].shape[0] // size

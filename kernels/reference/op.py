@@ -1,5 +1,7 @@
 """The Triton backend of reference attention as a PyTorch operator: PISA's kernels without queries of the reference."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ def reference_triton(
     scale: float,
 ) -> Tensor:
     """`reference_attention` by the fused kernels; arguments as of `reference_naive`, bias fp32."""
-    dtype, inputs = q.dtype, (q, k, v, k_ref, v_ref)
+    dtype = q.dtype
+    inputs: tuple[Tensor, ...] = (q, k, v, k_ref, v_ref)
     if INTERPRETED and dtype == torch.bfloat16:  # Triton's interpreter cannot multiply bfloat16 matrices
         inputs = tuple(x.float() for x in inputs)
     bias = None if bias is None else bias.contiguous()
@@ -104,7 +107,7 @@ def _with_token_stride(x: Tensor, stride: int) -> Tensor:
     return x.new_empty_strided(x.shape, strides).copy_(x)
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *tensors, bias, ctx.num_frames, ctx.scale, save = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
@@ -113,7 +116,7 @@ def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, ...]) -> No
         ctx.save_for_backward(*tensors, bias, out, lse)
 
 
-def _gradients(ctx: object, out_gradient: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, out_gradient: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if out_gradient is None:
         return (None,) * 9
     query, k, v, k_ref, v_ref = ctx.needs_input_grad[:5]
@@ -123,7 +126,7 @@ def _gradients(ctx: object, out_gradient: Tensor | None, *_: object) -> tuple[Te
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-def _no_second_derivative(ctx: object, *_: object) -> None:
+def _no_second_derivative(ctx: Any, *_: object) -> None:
     raise NotImplementedError("reference attention's Triton backend has no second derivative: use backend='naive'")
 
 

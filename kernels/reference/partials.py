@@ -1,6 +1,7 @@
 """Backend "sdpa" of reference attention: the frames' part of PISA's partials (../pisa/partials.py), and no more."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ def _videos(
         yield video, frames, shared, bias[video]
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, bias, _, ctx.scale, ctx.kernel = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
@@ -112,7 +113,7 @@ def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) ->
     ctx.save_for_backward(*tensors, bias, out, lse)
 
 
-def _gradients(ctx: object, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 9
     gradients = _attend_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.kernel)

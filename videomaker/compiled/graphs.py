@@ -180,7 +180,7 @@ class CompiledPipeline:
     ):
         _check(pipe, undeclared)
         captured = cuda_graphs and pipe.device.type == "cuda" and torch.version.cuda is not None
-        options = {
+        options: dict[str, Any] = {
             "mode": mode,
             "pool": torch.cuda.graph_pool_handle() if captured else None,
             "undeclared": undeclared,

@@ -120,10 +120,10 @@ class ClipDataset(Dataset):
             "skipped", a list of (id, reason, message). Only "skipped" when no clip could be read.
         """
         epoch, index = key
-        skipped = []
+        skipped: list[tuple[str, str, str]] = []
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self.seed, epoch, index, attempt])
-            clip = self.clips[rng.integers(len(self)) if attempt else index]
+            clip = self.clips[int(rng.integers(len(self))) if attempt else index]
             try:
                 return {**self._load(clip, rng), "skipped": skipped}
             except ClipError as error:
@@ -131,7 +131,7 @@ class ClipDataset(Dataset):
         return {"skipped": skipped}
 
     def _load(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        caption = rng.integers(len(clip.captions))
+        caption = int(rng.integers(len(clip.captions)))
         sample: dict[str, Any] = {"ids": clip.id, "caption": clip.captions[caption]}
         with open_video(clip_file(self.root, clip, clip.video)) as video:
             if self.cache:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class HasTokenizer(Protocol):
     """A pipeline, or `Encoders`."""
 
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Turns captions into tokens."""
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,10 @@ class Video:
     def timestamps(self) -> list[int]:
         """Presentation timestamps of all frames, ascending, in units of the stream's time base."""
         packets = [packet for packet in self._container.demux(self._stream) if packet.size]
+        times = [packet.pts for packet in packets if packet.pts is not None and not packet.is_discard]
         if any(packet.pts is None for packet in packets):
             raise ClipError("broken", "packets without timestamps; rewrite it with `ffmpeg -i IN OUT.mp4`")
-        return sorted(packet.pts for packet in packets if not packet.is_discard)
+        return sorted(times)
 
     @property
     def num_frames(self) -> int:
@@ -111,7 +112,7 @@ def open_video(source: VideoSource) -> Iterator[Video]:
         # genpts: AVI and the like store no presentation timestamps.
         container = av.open(source if isinstance(source, io.BytesIO) else str(source), options={"fflags": "genpts"})
     except av.FFmpegError as error:
-        raise ClipError("not a video", error.strerror) from None
+        raise ClipError("not a video", error.strerror or "unreadable") from None
     with container:
         if not container.streams.video:
             # A container closed before its first frame may have no streams at all.
@@ -119,7 +120,7 @@ def open_video(source: VideoSource) -> Iterator[Video]:
         try:
             yield Video(container)
         except av.FFmpegError as error:
-            raise ClipError("broken", error.strerror) from None
+            raise ClipError("broken", error.strerror or "unreadable") from None
 
 
 def probe(source: VideoSource) -> VideoInfo:

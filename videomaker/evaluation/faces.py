@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,10 +43,10 @@ class InsightFace:
         except ImportError as error:
             raise MissingNetwork(f"insightface cannot be imported: pip install 'videomaker[face]' ({error})") from error
         providers = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-        models = {}
+        models: dict[str, Any] = {}
         for file in sorted(folder.glob("*.onnx")):
             model = get_model(str(file), providers=[*providers, "CPUExecutionProvider"])
-            models.setdefault(getattr(model, "taskname", None), model)
+            models.setdefault(str(getattr(model, "taskname", "")), model)
         if "detection" not in models or "recognition" not in models:
             raise MissingNetwork(f"{folder} has no detector or no recognizer: {self.HINT}")
         self._detector, self._recognizer, self._found = models["detection"], models["recognition"], Found

@@ -88,5 +88,5 @@ class Dis:
         """As `Raft.magnitudes`; a search of its own for each pair, so that no pair depends on another."""
         grey = [self._cv2.cvtColor(np.ascontiguousarray(frame), self._cv2.COLOR_RGB2GRAY) for frame in frames]
         for first, second in pairwise(grey):
-            search = self._cv2.DISOpticalFlow_create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+            search = self._cv2.DISOpticalFlow.create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
             yield np.linalg.norm(search.calc(first, second, None), axis=-1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def widened_tail(tail: float, count: int) -> float:
 
 
 def paired_difference(
-    ours: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], **options: float
+    ours: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], **options: Any
 ) -> Estimate | None:
     """Ours minus the others' over the videos that both have: `{subject: {video: value}}`; None when there are none.
 

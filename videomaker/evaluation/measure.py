@@ -86,7 +86,7 @@ class Measurer:
             InputError: the video or the reference cannot be read.
         """
         other = self._other(item.subject)
-        made_from = {
+        made_from: dict[str, Any] = {
             "protocol": self.protocol.name,
             "video_sha256": file_digest(video),
             "reference_sha256": self.references[item.subject.name].digest,
@@ -99,7 +99,7 @@ class Measurer:
         if old and all(self._kept(old, group) for group in GROUPS):
             return old
         frames = read_video(video)
-        result = {
+        result: dict[str, Any] = {
             "subject": item.subject.name,
             "prompt_index": item.index,
             "prompt": item.prompt.text,

@@ -130,7 +130,7 @@ def _subject(entry: Any, file: Path) -> Subject:
         _existing(file.parent / image, f"image of {name!r}"),
         str(entry.get("class", "")),
         mask and _existing(file.parent / str(mask), f"mask of {name!r}"),
-        box and tuple(map(float, box)),
+        (float(box[0]), float(box[1]), float(box[2]), float(box[3])) if box else None,
     )
 
 

@@ -85,7 +85,7 @@ def through_gif(frames: np.ndarray, fps: float) -> np.ndarray:
     media.write_gif(file, frames, fps=fps)
     with Image.open(BytesIO(file.getvalue())) as image:
         kept = []
-        for index in range(image.n_frames):
+        for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             kept.append((np.asarray(image.convert("RGB")), image.info.get("duration", 0)))
     # Pillow merges frames that are equal into one that lasts longer.

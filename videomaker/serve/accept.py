@@ -77,6 +77,7 @@ def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> 
             state.store.put(reference["key"], data)
         for reference, old in zip(request["references"], earlier["references"] if earlier else (), strict=False):
             state.store.copy(old["key"], reference["key"])
+        state.store.settle(f"videos/{id}")
         accepted, is_new = _submit(state, id, asked, request, call)
     except BaseException:
         state.store.delete(f"videos/{id}")

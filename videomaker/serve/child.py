@@ -25,8 +25,8 @@ def main() -> int:
     from videomaker.errors import InputError
 
     from .config import ServeConfig
+    from .loading import load_renderer
     from .logs import configure_logs
-    from .renderer import load_renderer
     from .state import State
     from .worker import Worker
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-if TYPE_CHECKING:
-    from .state import State
+from .registry import Registry
+from .store import Store
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
@@ -94,7 +94,21 @@ def _gpu_memory() -> list[tuple[str, int, int]]:
     return [(f"cuda:{index}", int(info.used), int(info.total)) for index, info in enumerate(memory)]
 
 
-def exposition(state: State) -> bytes:
+class Sources(Protocol):
+    """What is asked for figures: the `State` of a process."""
+
+    http: HttpMetrics
+
+    @property
+    def registry(self) -> Registry:
+        """The workers."""
+
+    @property
+    def store(self) -> Store:
+        """Where the files lie."""
+
+
+def exposition(state: Sources) -> bytes:
     """The text of /metrics."""
     registry = CollectorRegistry()
     registry.register(_Queue(state))
@@ -103,7 +117,7 @@ def exposition(state: State) -> bytes:
 
 
 class _Queue:
-    def __init__(self, state: State):
+    def __init__(self, state: Sources):
         self.state = state
 
     def collect(self) -> Iterator[Metric]:
@@ -125,7 +139,7 @@ class _Queue:
 
 
 class _Workers:
-    def __init__(self, state: State):
+    def __init__(self, state: Sources):
         self.state = state
 
     def collect(self) -> Iterator[Metric]:

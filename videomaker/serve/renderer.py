@@ -1,4 +1,4 @@
-"""What a worker needs of a model: `Renderer`. The real one is in `model_renderer`, one that only counts in `fake`."""
+"""What a worker needs of a model: `Renderer`. `loading` chooses one: `model_renderer`, or `fake`, which only counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from .config import ServeConfig, Shape
+from .config import Shape
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,3 @@ class Renderer(Protocol):
         Raises:
             OutOfMemory: there is no room for `size` videos.
         """
-
-
-def load_renderer(config: ServeConfig, device: str) -> Renderer:
-    """The renderer of the settings, loaded on a device.
-
-    Raises:
-        InputError: the model or the device cannot be used.
-    """
-    # Late: the real one imports torch, which the fake one and the API do without.
-    if config.renderer == "fake":
-        from .fake import FakeRenderer
-
-        return FakeRenderer(config, device)
-    from .model_renderer import ModelRenderer
-
-    return ModelRenderer(config, device)

@@ -17,7 +17,7 @@ from .config import ServeConfig
 
 log = structlog.get_logger("videomaker.serve.supervisor")
 BACK_OFF = (0.5, 60.0)  # seconds before a restart: the first, the longest
-STEADY_SECONDS = 60  # a worker that lived so long starts anew at once
+STEADY_SECONDS = 10  # a worker that lived so long starts anew at once
 KILL_MARGIN = 10  # seconds over the grace after which a worker that does not end is killed
 
 

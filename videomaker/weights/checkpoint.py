@@ -69,7 +69,7 @@ def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str,
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; give a .safetensors or .bin file")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+        state: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
     for container in ("state_dict", "module"):
