@@ -51,6 +51,7 @@ EXTRAS = {
         "mypy>=1.15",
         "nvidia-ml-py>=12",
         "openai>=2.2",
+        "opencv-python-headless>=4.10",
         "opentelemetry-sdk>=1.30",
         "peft>=0.17",
         "pre-commit>=3.7",

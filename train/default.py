@@ -98,7 +98,7 @@ def main() -> None:
     train("sprites-base", options.overrides)
     train("sprites", options.overrides)
     install(export_run(FINAL, FINAL / "default", dtype="fp16", whole=True), options.place)
-    print(f"{options.place} holds the new model; run videomaker evaluate, and correct its README.md")
+    print(f"{options.place} holds the new model; run videomaker evaluate sprites, and correct its README.md")
 
 
 if __name__ == "__main__":
