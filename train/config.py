@@ -20,9 +20,20 @@ class ModelConfig:
     vae: str = ""  # VAE folder that replaces the one in `path`
     from_scratch: tuple[str, ...] = ()  # components drawn at random from their config.json
     train_text_encoder: bool = False  # task `text` only
-    gradient_checkpointing: bool = True
+    # What the backward pass recomputes: none | blocks (true) | all: motion modules too | auto: blocks, or all if need be
+    gradient_checkpointing: Literal["auto", "none", "blocks", "all"] | bool = "auto"
+    offload_activations: bool = False  # what is kept for the backward pass lies in the CPU's memory
     attention_backend: str = "auto"  # of videomaker.kernels.pisa_attention
     compile: bool = False  # the UNet through torch.compile: a minute or more before the first step, faster ones after
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters that are trained in place of the weights themselves (task `subject`)."""
+
+    rank: int = 0  # 0: off
+    alpha: float = 0.0  # the adapters count alpha / rank; 0: as the rank, so once
+    targets: tuple[Literal["attn1", "motion"], ...] = ("attn1", "motion")  # spatial self-attention, motion modules
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class MethodConfig:
     girl_weight: float = 0.1  # β of L = L_video + β·L_reg
     reference_cross_attention: bool = True
     update_motion: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
     train_all: bool = False  # every parameter of the UNet: where no trained base is at hand
     girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
@@ -47,7 +59,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its schedule, and the moving average of the weights."""
+    """The optimizer, its schedule, and the moving average of the weights."""
 
     learning_rate: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
@@ -57,6 +69,10 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 1.0  # norm of the gradient; 0: off
     ema_decay: float = 0.0  # 0: off
+    # adamw8bit: bitsandbytes or torchao; prodigy: prodigyopt, with learning_rate=1; adafactor: zero.stage=0
+    name: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
+    attn1_learning_rate: float = 0.0  # of the spatial self-attention; 0: learning_rate
+    motion_learning_rate: float = 0.0  # of the motion modules; 0: learning_rate
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"  # of the optimizer
+    offload_parameters: Literal["none", "cpu"] = "none"  # stage 3
 
 
 @dataclass(frozen=True)
