@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 with AnimateDiff at full size and random weights: what benchmarks run, with nothing downloaded."""
+"""Stable Diffusion 1.5 with AnimateDiff at full size and random weights: what benchmarks run, nothing downloaded."""
 
 from __future__ import annotations
 

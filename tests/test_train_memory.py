@@ -1,6 +1,7 @@
 """The count of memory: SD 1.5 at full size on the meta device, and a tiny run against what it really takes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from tiny import tiny_pipeline
 from videomaker.train.config import TrainConfig
 from videomaker.train.guards import StopRequest
 from videomaker.train.main import main
-from videomaker.train.memory import count
+from videomaker.train.memory import count, count_states
+from videomaker.train.memory_report import choose_checkpointing
 from videomaker.train.overrides import load_config
 
 from videomaker.errors import InputError
@@ -31,21 +33,33 @@ def test_recomputing_the_motion_modules_fits_sd15_into_7_gb():
     assert everything.state_bytes == pytest.approx(8.57 * GB, rel=0.01)
 
 
+def test_a_small_card_recomputes_everything_by_itself(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    config = load_config("smoke", ["data.height=16", "data.width=16", "data.num_frames=2", f"model.path={tmp_path}"])
+    modes = {}
+    for card in (None, 80 * GB, GB):
+        chosen, why = choose_checkpointing(config, card)
+        modes[card] = chosen.model.gradient_checkpointing
+        assert ("recomputed too" in why) == (card == GB)
+    assert modes == {None: "blocks", 80 * GB: "blocks", GB: "all"}
+    fixed = replace(config, model=replace(config.model, gradient_checkpointing=False))
+    assert choose_checkpointing(fixed, GB) == (fixed, "")
+
+
+def states(*overrides, world_size=1):
+    return count_states(load_config("paper-human", ["model.path=sd15", *overrides]), world_size)
+
+
 def test_lora_keeps_the_states_small():
-    size = ["data.height=64", "data.width=64", "data.num_frames=2"]  # the states do not depend on it
-    whole, lora = footprint(*size), footprint(*size, "method.lora.rank=32")
+    whole, lora = states(), states("method.lora.rank=32")
     weights = whole.state_bytes - 12 * whole.trained_parameters
     assert lora.trained_parameters < whole.trained_parameters / 20
-    # the adapters in bf16 are weights as well
-    assert lora.state_bytes == weights + 14 * lora.trained_parameters
+    assert lora.state_bytes == weights + 14 * lora.trained_parameters  # the adapters in bf16 are weights as well
     assert lora.checkpoint_bytes < whole.checkpoint_bytes / 20
 
 
 def test_zero_and_offload_take_the_states_away():
-    size = ["data.height=64", "data.width=64", "data.num_frames=2", "model.path=sd15"]
-    alone = count(load_config("paper-human", size))
-    shared = count(load_config("paper-human", size), world_size=4)
-    hosted = count(load_config("paper-human", [*size, "zero.offload=cpu"]))
+    alone, shared, hosted = states(), states(world_size=4), states("zero.offload=cpu")
     assert alone.state_bytes - shared.state_bytes == 12 * alone.trained_parameters * 3 // 4
     assert alone.state_bytes - hosted.state_bytes == 12 * alone.trained_parameters
 

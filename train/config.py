@@ -20,7 +20,7 @@ class ModelConfig:
     vae: str = ""  # VAE folder that replaces the one in `path`
     from_scratch: tuple[str, ...] = ()  # components drawn at random from their config.json
     train_text_encoder: bool = False  # task `text` only
-    # What the backward pass recomputes: none | blocks (true) | all: motion modules too | auto: blocks, or all if need be
+    # Recomputed in the backward pass: none | blocks (true) | all: motion modules too | auto: blocks, or all if need be
     gradient_checkpointing: Literal["auto", "none", "blocks", "all"] | bool = "auto"
     offload_activations: bool = False  # what is kept for the backward pass lies in the CPU's memory
     attention_backend: str = "auto"  # of videomaker.kernels.pisa_attention
@@ -49,6 +49,9 @@ class MethodConfig:
     girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
     min_snr_gamma: float = 0.0  # 0: off (arXiv 2303.09556)
+    offset_noise: float = 0.0  # strength of noise that a channel has alike in all pixels and frames; 0: off
+    # Which noise levels are drawn: late (much noise) and early by a cubic, logit_normal the middle (arXiv 2403.03206)
+    timesteps: Literal["uniform", "early", "late", "logit_normal"] = "uniform"
     drop_text: float = 0.0  # rates; a dropped image is the zero latent
     drop_image: float = 0.05
     drop_both: float = 0.0
@@ -91,6 +94,7 @@ class CheckpointConfig:
     every: int = 1000  # steps; 0: only at the end
     keep_last: int = 3
     keep_every: int = 0  # steps; these are never removed. 0: none
+    best: str = ""  # a column of held_out.csv, such as video_500: best/ keeps the weights where it is lowest. "": off
     resume: str = "auto"  # auto: the newest complete checkpoint of the run | none | a checkpoint folder
 
 
@@ -103,6 +107,7 @@ class ValidationConfig:
     batch_size: int = 2  # per device; two or more also give the reference gain
     levels: tuple[int, ...] = (100, 300, 500, 700, 900)  # timesteps
     split: str = "val"
+    weights: Literal["auto", "raw", "ema"] = "auto"  # judged, also by samples; auto: the moving average if there is one
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class LogConfig:
 
     every: int = 10
     wandb: str = ""  # project name; "": off
+    profile: int = 0  # steps after the first two that torch's profiler records into profile/; 0: off
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from diffusers import UNetMotionModel
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from videomaker.attention import is_spatial_self_attention
@@ -46,6 +44,8 @@ def add_lora(unet: UNetMotionModel, settings: LoraSettings, *, seed: int) -> Non
     Raises:
         InputError: a target is not in the model.
     """
+    from peft import LoraConfig  # seconds of import, for the runs that use it
+
     names = target_modules(unet, settings.targets)
     alpha = settings.alpha or settings.rank
     with torch.random.fork_rng(devices=[]):
@@ -76,28 +76,24 @@ def to_diffusers(state: Mapping[str, torch.Tensor], settings: LoraSettings) -> d
     return renamed
 
 
+def changed_names(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The UNet's weights that a run's adapters change."""
+    end = f".lora_A.{ADAPTER}.weight"
+    return [f"{name.removeprefix('unet.').removesuffix(end)}.weight" for name in state if name.endswith(end)]
+
+
 @torch.no_grad()
-def merge(unet: nn.Module, state: Mapping[str, torch.Tensor], settings: LoraSettings) -> list[str]:
-    """Adds a run's adapters to the weights of a `unet` without adapters; returns the names of the changed weights.
+def merge_lora(unet: nn.Module, state: Mapping[str, torch.Tensor], settings: LoraSettings) -> None:
+    """Adds a run's adapters to the weights of a `unet` without adapters.
 
     Args:
-        unet: fp32, for sums without a second rounding.
+        unet: in fp32, so that the sum is rounded once.
         state: the run's trained tensors, `unet.….lora_A.default.weight` `[r, in]` and `lora_B` `[out, r]`.
         settings: of the run.
     """
     factors = to_diffusers(state, settings)
-    changed = []
-    for name, down in factors.items():
-        if ".lora_A." not in name:
-            continue
-        layer = name.removeprefix("unet.").removesuffix(".lora_A.weight")
-        up = factors[name.replace(".lora_A.", ".lora_B.")]
-        weight = unet.get_submodule(layer).weight
-        weight += (up.double() @ down.double()).to(weight)
-        changed.append(f"{layer}.weight")
-    return changed
-
-
-def has_lora(module: nn.Module) -> bool:
-    """Whether a layer inside has adapters."""
-    return any(isinstance(part, LoraLayer) for part in module.modules())
+    for name in changed_names(state):
+        layer = f"unet.{name.removesuffix('.weight')}"
+        down, up = factors[f"{layer}.lora_A.weight"], factors[f"{layer}.lora_B.weight"]
+        weight = unet.get_parameter(name)
+        weight += (up.double() @ down.double()).to(weight.dtype)

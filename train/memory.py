@@ -9,8 +9,9 @@ fragments, CUDA's own memory, DeepSpeed's buckets, encoding the clips (which run
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,13 +30,19 @@ _STATE_COPIES = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0, "prodigy": 4.
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes of one configuration, on one device of `world_size`."""
+class States:
+    """Bytes that do not depend on the clips, on one device of several."""
 
-    activation_peak_bytes: int  # what a step adds at its peak: activations, gradients, working memory
     state_bytes: int  # what lies there all the time: weights, masters, optimizer, average
     checkpoint_bytes: int  # on disk
     trained_parameters: int
+
+
+@dataclass(frozen=True)
+class Footprint(States):
+    """Bytes of one configuration on one device."""
+
+    activation_peak_bytes: int  # what a step adds at its peak: activations, gradients, working memory
 
     @property
     def device_bytes(self) -> int:
@@ -56,14 +63,19 @@ def count(config: TrainConfig, world_size: int = 1) -> Footprint:
         config.model, gradient_checkpointing="blocks" if mode == "auto" else mode, compile=False,
         attention_backend="auto",
     )  # fmt: skip
-    sizes = _sizes(
-        TrainConfig(
-            task=config.task, precision=config.precision, micro_batch_size=config.micro_batch_size, data=config.data,
-            model=model, method=config.method,
-        )
+    precision = "fp32" if config.precision == "autocast" else config.precision
+    key = TrainConfig(
+        task=config.task, precision=precision, micro_batch_size=config.micro_batch_size, data=config.data,
+        model=model, method=config.method,
     )  # fmt: skip
-    return Footprint(
-        activation_peak_bytes=sizes.activation_peak,
+    return Footprint(activation_peak_bytes=_peak(key), **asdict(count_states(config, world_size)))
+
+
+def count_states(config: TrainConfig, world_size: int = 1) -> States:
+    """What lies on the device all the time and what goes to the disk; far quicker than a step's peak."""
+    precision = "fp32" if config.precision == "autocast" else config.precision
+    sizes = _sizes(TrainConfig(task=config.task, precision=precision, model=config.model, method=config.method))
+    return States(
         state_bytes=_state_bytes(config, sizes, world_size),
         checkpoint_bytes=_checkpoint_bytes(config, sizes.trained),
         trained_parameters=sizes.trained,
@@ -72,9 +84,8 @@ def count(config: TrainConfig, world_size: int = 1) -> Footprint:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What optimizer and ZeRO do not change: the step's peak, the modules' bytes, the trained parameters."""
+    """What optimizer and ZeRO do not change: the modules' bytes and the trained parameters."""
 
-    activation_peak: int
     learner_bytes: int
     frozen_bytes: int  # of what lies beside the learner
     trained: int
@@ -82,15 +93,24 @@ class _Sizes:
 
 @lru_cache(maxsize=32)
 def _sizes(config: TrainConfig) -> _Sizes:
-    pipeline = meta_pipeline(config.model, DTYPES[config.precision])
-    learner = prepare_denoiser(pipeline, config).to("meta")  # peft makes its layers elsewhere
+    learner, pipeline = _on_meta(config)
     frozen_parts = [pipeline.vae] + ([] if config.model.train_text_encoder else [pipeline.text_encoder])
     return _Sizes(
-        activation_peak=activation_peak(learner, config, pipeline.vae_scale_factor),
         learner_bytes=module_bytes(learner),
         frozen_bytes=sum(map(module_bytes, frozen_parts)),
         trained=sum(p.numel() for p in learner.parameters() if p.requires_grad),
     )
+
+
+@lru_cache(maxsize=32)
+def _peak(config: TrainConfig) -> int:
+    learner, pipeline = _on_meta(config)
+    return activation_peak(learner, config, pipeline.vae_scale_factor)
+
+
+def _on_meta(config: TrainConfig) -> tuple[Denoiser, SimpleNamespace]:
+    pipeline = meta_pipeline(config.model, DTYPES[config.precision])
+    return prepare_denoiser(pipeline, config).to("meta"), pipeline  # peft makes its layers elsewhere
 
 
 def activation_peak(learner: Denoiser, config: TrainConfig, vae_scale_factor: int) -> int:

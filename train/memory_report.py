@@ -22,6 +22,27 @@ def smallest_card(footprint: Footprint) -> int | None:
     return next((card for card in CARDS if needed <= card * _GB), None)
 
 
+def choose_checkpointing(config: TrainConfig, card_bytes: int | None) -> tuple[TrainConfig, str]:
+    """`config` with "auto" decided, and why: "blocks", or "all" on a card that is too small for it.
+
+    Args:
+        config: of the run.
+        card_bytes: the GPU's memory; None where there is none, and the CPU's takes what comes.
+    """
+    if checkpointing_mode(config.model.gradient_checkpointing) != "auto" or config.task == "autoencoder":
+        return config, ""
+    blocks = replace(config, model=replace(config.model, gradient_checkpointing="blocks"))
+    if card_bytes is None:
+        return blocks, ""
+    needed = count(blocks).device_bytes * HEADROOM + RUNTIME
+    if needed <= card_bytes:
+        return blocks, ""
+    return replace(config, model=replace(config.model, gradient_checkpointing="all")), (
+        f"model.gradient_checkpointing=auto: this card has {card_bytes / _GB:.0f} GB and recomputing the blocks alone "
+        f"would need about {needed / _GB:.0f}, so the motion modules are recomputed too (all)"
+    )
+
+
 def alternatives(config: TrainConfig) -> dict[str, TrainConfig]:
     """The run as configured and with other ways to checkpoint and to offload, by the overrides that make them."""
     found = {"as configured": config}

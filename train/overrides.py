@@ -144,6 +144,12 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"method.drop_text, drop_image, drop_both={rates}: give rates that add up to at most 1")
     if config.checkpoint.keep_last < 1:
         raise InputError(f"checkpoint.keep_last={config.checkpoint.keep_last}: give at least 1")
+    if not 0 <= method.offset_noise <= 1:
+        raise InputError(f"method.offset_noise={method.offset_noise}: give 0 (off) to 1; 0.1 is usual")
+    if config.validation.weights == "ema" and not config.optimizer.ema_decay:
+        raise InputError("validation.weights=ema needs optimizer.ema_decay, such as 0.9999, got 0")
+    if config.log.profile < 0:
+        raise InputError(f"log.profile={config.log.profile}: give the number of steps to record, 0 for none")
     if not 0 <= method.girl_alpha <= 1:
         raise InputError(f"method.girl_alpha={method.girl_alpha}: give a fraction of the timestep, 0 to 1")
     if not 0 <= config.optimizer.ema_decay < 1:

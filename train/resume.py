@@ -19,6 +19,7 @@ from .overrides import flatten, show
 # What decides which tensors a checkpoint holds and how; `precision` may change between the two with fp32 weights.
 _FIXED = (
     "task", "seed", "precision", "method.update_motion", "method.train_all", "model.train_text_encoder",
+    "method.lora.rank", "method.lora.alpha", "method.lora.targets", "optimizer.name",
 )  # fmt: skip
 _FP32 = {"fp32", "autocast"}
 _SILENT = ("output", "checkpoint.resume", "log.every", "data.num_workers")  # says nothing about the run's result
