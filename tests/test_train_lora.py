@@ -1,5 +1,7 @@
 """LoRA: what trains, the fused projections, exact resume, and an export that stock diffusers loads."""
 
+import signal
+
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline
@@ -10,12 +12,15 @@ from videomaker.train.export import export_run
 from videomaker.train.guards import StopRequest
 from videomaker.train.lora import add_lora, is_lora_name, target_modules
 from videomaker.train.overrides import load_config
+from videomaker.train.trainer import Trainer
 
 from videomaker import VideoMakerPipeline
 from videomaker.attention import fuse_pisa_projections
 from videomaker.errors import InputError
 from videomaker.weights.lora import load_lora, parse_lora
 
+# fp32 latents of about 1 after two guided steps, factors multiplied in another order; the adapters do 100 times more.
+TOLERANCE = 1e-4
 LORA = ("method.lora.rank=2", "method.lora.alpha=4", "optimizer.learning_rate=0.05", "optimizer.ema_decay=0.5")
 
 
@@ -30,13 +35,17 @@ def video(pipe, **changes):
     return pipe(**{**arguments, **changes}).frames
 
 
-@pytest.fixture
-def run(trainer, tmp_path):
-    """A finished run of four steps and its trainer."""
-    made = trainer(*LORA)
-    before = weights(made)
-    assert made.run(StopRequest())
-    return made, before, tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(training_folder, training_device, tmp_path_factory):
+    """A finished run of four steps: its trainer, the weights before, its folder."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: None)
+        config = load_config(str(training_folder / "config.yaml"), [f"output={folder}", *LORA])
+        made = Trainer(config, training_device)
+        before = weights(made)
+        assert made.run(StopRequest())
+    return made, before, folder
 
 
 def test_the_adapters_alone_are_trained(run):
@@ -65,10 +74,10 @@ def test_the_export_is_what_diffusers_loads(run, training_folder):
     plain = VideoMakerPipeline.from_pretrained(training_folder / "model")
     untouched = video(plain)
     assert load_lora(plain, path) == "lora0"
-    torch.testing.assert_close(video(plain), trained, rtol=0, atol=1e-5)
-    assert not torch.allclose(untouched, trained, rtol=0, atol=1e-3)
+    torch.testing.assert_close(video(plain), trained, rtol=0, atol=TOLERANCE)
+    assert (untouched - trained).abs().max() > 100 * TOLERANCE
     plain.set_adapters(["lora0"], [0.0])
-    torch.testing.assert_close(video(plain), untouched, rtol=0, atol=1e-6)
+    torch.testing.assert_close(video(plain), untouched, rtol=0, atol=TOLERANCE)
 
     stock = AnimateDiffPipeline(**VideoMakerPipeline.from_pretrained(training_folder / "model").components)
     before = video(stock)
@@ -82,11 +91,11 @@ def test_a_merged_export_computes_the_same(run, training_folder, tmp_path):
     merged = VideoMakerPipeline.from_pretrained(training_folder / "model")
     path = export_run(folder, tmp_path / "merged.safetensors", ema=False, merge=True, dtype="fp32")
     assert merged.load_videomaker_weights(path).found == len(target_modules(merged.unet, ("attn1", "motion")))
-    torch.testing.assert_close(video(merged), trained, rtol=0, atol=1e-5)
+    torch.testing.assert_close(video(merged), trained, rtol=0, atol=TOLERANCE)
     whole = VideoMakerPipeline.from_pretrained(
         export_run(folder, tmp_path / "whole", ema=False, whole=True, dtype="fp32")
     )
-    torch.testing.assert_close(video(whole), trained, rtol=0, atol=1e-5)
+    torch.testing.assert_close(video(whole), trained, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
