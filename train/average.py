@@ -33,9 +33,28 @@ def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     if engine.zero_optimization_stage() == 0:
         master = _unpartitioned_masters(engine).get(parameter, parameter)
         return engine.basic_optimizer.state[master]["ema"] if kind == "ema" else master
-    if kind == "ema":
+    if kind == "weights":
+        return safe_get_full_fp32_param(parameter)
+    if engine.zero_optimization_stage() == 3:
         return safe_get_full_optimizer_state(parameter, "ema")
-    return safe_get_full_fp32_param(parameter)
+    return _joined_average(engine, parameter)
+
+
+def _joined_average(engine, parameter: nn.Parameter) -> torch.Tensor:
+    """ZeRO 1 and 2: the average from every rank's part. DeepSpeed's own way forgets what a checkpoint left out."""
+    whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
+    part = parameter._hp_mapping  # None on the ranks that hold none of it
+    if part is not None:
+        flat = engine.basic_optimizer.state[_flat_master(engine, part)]["ema"]
+        _fragment(part.lp_fragment_address, whole).copy_(_fragment(part.hp_fragment_address, flat))
+    dist.all_reduce(whole, group=parameter._dp_group)
+    return whole.view_as(parameter)
+
+
+def _flat_master(engine, part) -> torch.Tensor:
+    """This rank's flat fp32 weights that a parameter's part lies in."""
+    (master,) = engine.basic_optimizer.param_groups[part.param_group_index]["params"]
+    return master
 
 
 def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
@@ -116,9 +135,12 @@ def _partitions(engine, whole: dict[nn.Parameter, torch.Tensor]):
     """This rank's flat fp32 masters, each with `(offset, values)` of the parameters' parts that lie in it."""
     zero = engine.optimizer
     if engine.zero_optimization_stage() < 3:
-        for master, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
-            found = [(p._hp_mapping, whole[p]) for p in parameters if p in whole and p._hp_mapping is not None]
-            yield master, [(m.hp_fragment_address.start, _fragment(m.lp_fragment_address, x)) for m, x in found]
+        pieces_of: dict[torch.Tensor, list] = {}
+        for parameter, values in whole.items():
+            if (part := parameter._hp_mapping) is not None:
+                piece = part.hp_fragment_address.start, _fragment(part.lp_fragment_address, values)
+                pieces_of.setdefault(_flat_master(engine, part), []).append(piece)
+        yield from pieces_of.items()
         return
     for master, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
         pieces, start = [], 0
