@@ -14,6 +14,7 @@ from videomaker.digests import sha256_number
 from videomaker.errors import InputError
 
 from .check import describe_counts, map_files
+from .index_folder import index_folder
 from .manifest import Clip, Reference, write_manifest
 from .video import ClipError, VideoInfo, probe
 
@@ -98,7 +99,11 @@ def index_videobooth(root: Path, *, videos: Path | None = None, masks: Path | No
     return drafts, dropped
 
 
-LAYOUTS: dict[str, Callable[..., Drafts]] = {"celebv-text": index_celebv_text, "videobooth": index_videobooth}
+LAYOUTS: dict[str, Callable[..., Drafts]] = {
+    "celebv-text": index_celebv_text,
+    "videobooth": index_videobooth,
+    "folder": index_folder,
+}
 
 
 def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> tuple[int, collections.Counter]:
