@@ -29,7 +29,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the files from elsewhere."""
     for name, source in {**PAGES, **PICTURES}.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
-    config.nav = _that_exist(config.nav, {file.src_uri for file in files})
+    known = {file.src_uri for file in files}
+    config.nav = _that_exist(config.nav, known)
+    listed = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    if others := sorted(name for name in known if name.endswith(".md") and name not in listed):
+        config.nav.append({"More": others})
     return files
 
 

@@ -95,13 +95,14 @@ def fused_projections(attn: Attention, hidden_states: torch.Tensor) -> tuple[tor
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
     weights = [_whole_weight(layer) for layer in layers]
-    if any(weight is None for weight in weights):
+    whole = [weight for weight in weights if weight is not None]
+    if len(whole) < len(weights):
         return tuple(layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in layers)
-    joined = functional.linear(hidden_states, torch.cat(weights))
+    joined = functional.linear(hidden_states, torch.cat(whole))
     return joined.unflatten(-1, (3, attn.heads, -1)).unbind(-3)
 
 
-def _whole_weight(layer: torch.nn.Module) -> torch.Tensor | None:
+def _whole_weight(layer: Any) -> torch.Tensor | None:
     """The matrix that a layer without a bias applies, plain LoRA adapters added; None when it does more than that.
 
     Low-rank factors are multiplied out at every call: next to the product with all tokens that costs little.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from videomaker import media
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from . import pictures
@@ -152,7 +152,7 @@ def _submit(state: State, id: str, asked: VideoRequest, request: dict[str, Any],
         steps=request["num_inference_steps"],
         cost=state.registry.cost(request["model"], bucket),
         request=request,
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        fingerprint=sha256(json.dumps(identity, sort_keys=True)),
         priority=owner.priority,
         idempotency_key=call.idempotency_key,
         client_retry=call.client_retry,
