@@ -105,6 +105,8 @@ def read(command: str) -> None:
 def read_videomaker(arguments: list[str]) -> None:
     """Parses as the command line does, without running."""
     is_name = not any(word.startswith("-") for word in arguments)
+    if arguments == ["--help"]:
+        return
     from videomaker.cli import app
 
     command, context, name = typer.main.get_command(app), None, "videomaker"
