@@ -195,7 +195,7 @@ def _verdict(state: State, ids: set[str], wanted: int) -> dict[str, Any]:
 def restarts(options: argparse.Namespace) -> dict[str, Any]:
     """The whole server killed at random moments, starts included; what it accepted is then asked for."""
     chance, ids = random.Random(options.seed), []
-    settings = {"fake_seconds": 0.01, "lease_seconds": 2, "max_attempts": 50, "max_active": 10**6}
+    settings = {"fake_seconds": 0.01, "lease_seconds": 2, "max_attempts": 50, "max_active": 10**6, "max_wait": 1e9}
     with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as name:
         folder = Path(name)
         for _ in range(options.times):
