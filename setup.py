@@ -19,7 +19,17 @@ CORE = [
     "tqdm>=4.66",
 ]
 EXTRAS = {
-    "train": ["deepspeed>=0.18", "pydantic>=2", "pyyaml>=6", "tensorboard>=2.16", "webdataset>=1.0"],
+    "train": [
+        "deepspeed>=0.18",
+        "matplotlib>=3.8",
+        "peft>=0.17",
+        "pydantic>=2",
+        "pyyaml>=6",
+        "tensorboard>=2.16",
+        "webdataset>=1.0",
+    ],
+    # By name in optimizer.name; torch has AdamW and Adafactor itself.
+    "optimizers": ["bitsandbytes>=0.45; platform_system == 'Linux'", "prodigyopt>=1.1"],
     "serve": [
         "alembic>=1.14",
         "fastapi>=0.120",
@@ -52,8 +62,11 @@ EXTRAS = {
         "nvidia-ml-py>=12",
         "openai>=2.2",
         "opencv-python-headless>=4.10",
+        "opentelemetry-sdk>=1.30",
         "peft>=0.17",
         "pre-commit>=3.7",
+        "prodigyopt>=1.1",
+        "psutil>=5.9",
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-timeout>=2.3",

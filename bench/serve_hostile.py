@@ -88,7 +88,7 @@ def _text(chance: random.Random) -> str:
 def _mutated(chance: random.Random, data: bytes) -> bytes:
     array = bytearray(data)
     for _ in range(chance.choice((1, 3, 30))):
-        place = chance.randrange(len(array))
+        place = chance.randrange(len(array) + 1)
         array[place : place + chance.choice((0, 1, 1, 9))] = _noise(chance, 4)
     return bytes(array[: chance.randrange(len(array)) if chance.random() < 0.4 and array else len(array)])
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 from PIL import Image
 from server_process import PICTURE, ServerProcess, submit, wait_for
 
@@ -28,11 +30,13 @@ def submit_rate(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"workers": 0, "max_active": 10**6, "max_wait": 1e9, "log_level": "error"}
     with (
         tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
-        ServerProcess(Path(folder), **settings) as s,
-        s.client(limits=httpx2.Limits(max_connections=64)) as client,
+        ServerProcess(Path(folder), **settings) as server,
+        server.client(limits=httpx2.Limits(max_connections=64)) as client,
     ):
         for _ in range(10):
             submit(client, picture=pictures[0], size="512x512", num_frames="8")
+        process = psutil.Process(server.process.pid)
+        busy = _cpu_seconds(process)
         with concurrent.futures.ThreadPoolExecutor(64) as pool:
             start, futures = time.perf_counter(), []
             for index in range(int(options.rate * options.seconds)):
@@ -41,9 +45,24 @@ def submit_rate(options: argparse.Namespace) -> dict[str, Any]:
                 futures.append(pool.submit(_one, client, pictures[index % len(pictures)], index, due))
             times = [future.result() for future in futures]
             rate = len(times) / (time.perf_counter() - start)
+        busy = _cpu_seconds(process) - busy
     p50, p90, p99 = (round(1000 * float(value), 1) for value in np.percentile(times, (50, 90, 99)))
-    return {"asked_per_s": options.rate, "answered_per_s": round(rate, 1), "requests": len(times), "picture_bytes":
-            len(pictures[0]), "ms_p50": p50, "ms_p90": p90, "ms_p99": p99}  # fmt: skip
+    return {
+        "asked_per_s": options.rate,
+        "answered_per_s": round(rate, 1),
+        "requests": len(times),
+        "picture_bytes": len(pictures[0]),
+        "server_cpu_ms_each": round(1000 * busy / len(times), 1),
+        "ms_p50": p50,
+        "ms_p90": p90,
+        "ms_p99": p99,
+    }
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """What a request costs whatever else the machine does."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _one(client: httpx2.Client, picture: bytes, index: int, due: float) -> float:
@@ -66,21 +85,21 @@ def _photograph(seed: int) -> bytes:
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per video, a batch of videos each turn: `videomaker.jobs` in a process of its own, and the server."""
-    with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder:
-        with (
-            ServerProcess(Path(folder), renderer="model", max_wait=1e9, log_level="error") as server,
-            _Alone() as alone,
-        ):
-            server.wait_ready(300)
-            with server.client() as client:
-                _through_server(client, 1, 10**6)
-                alone.make(1, 10**6)
-                turns = []
-                for turn in range(options.turns):  # in turns, so that what else the machine does falls on both
-                    kinds = [lambda n, s: _through_server(client, n, s), alone.make]
-                    for kind in kinds if turn % 2 else kinds[::-1]:
-                        seconds = kind(options.videos, 1000 * turn)
-                        turns.append(("alone" if kind == alone.make else "server", round(seconds / options.videos, 4)))
+    settings = {"renderer": "model", "max_wait": 1e9, "log_level": "error"}
+    with (
+        tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
+        ServerProcess(Path(folder), **settings) as server,
+        server.client() as client,
+        _Alone() as alone,
+    ):
+        server.wait_ready(300)
+        kinds = {"server": partial(_through_server, client), "alone": alone.make}
+        for make in kinds.values():
+            make(1, 10**6)
+        turns = []
+        for turn in range(options.turns):  # in turns, so that what else the machine does falls on both
+            for name in sorted(kinds, reverse=bool(turn % 2)):
+                turns.append((name, round(kinds[name](options.videos, 1000 * turn) / options.videos, 4)))
     medians = {name: statistics.median(s for kind, s in turns if kind == name) for name in ("alone", "server")}
     return {"videos": options.videos, "seconds_per_video": turns, "medians": medians,
             "ratio": round(medians["server"] / medians["alone"], 3)}  # fmt: skip

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import av
 import numpy as np
+import torch
+from PIL import Image
+
+from videomaker.data.dataset import DataConfig
 
 SIZE = 32  # pixels, of the test videos
 
@@ -67,3 +72,41 @@ def damage(path):
     start = content.index(b"mdat") + 4
     start += (len(content) - start) // 2
     path.write_bytes(content[:start] + bytes(len(content) - start))
+
+
+def masked_clips(root: Path) -> Path:
+    """Twelve clips, each with a masked first frame as its reference."""
+    lines = []
+    for number in range(12):
+        write_video(root / f"{number}.mp4", 20 + number, options={"g": "5"})
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[8:24, 4:20] = 255
+        Image.fromarray(mask).save(root / f"{number}.png")
+        lines.append(
+            {
+                "id": f"clip-{number}",
+                "video": f"{number}.mp4",
+                "captions": [f"caption {number} a", f"caption {number} b"],
+                "num_frames": 20 + number,
+                "refs": [{"frame": frame, "mask": f"{number}.png", "box": [4, 8, 20, 24]} for frame in (0, 7)],
+                "split": "val" if number == 11 else "train",
+            }
+        )
+    write_lines(root / "manifest.jsonl", lines)
+    return root
+
+
+def config_of(folder, **changes):
+    settings = {"num_frames": 3, "frame_stride": 4, "height": SIZE, "width": SIZE, "num_workers": 0, **changes}
+    return DataConfig(manifest=str(folder / "manifest.jsonl"), **settings)
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def assert_same_batches(left, right):
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key], key

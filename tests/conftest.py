@@ -13,3 +13,35 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def training_folder(tmp_path_factory):
+    """A tiny model, six clips, and `config.yaml` of a run over them."""
+    from runs import write_configuration  # imports the whole training
+
+    return write_configuration(tmp_path_factory.mktemp("train")).parent
+
+
+@pytest.fixture(scope="session")
+def training_device():
+    from videomaker.train.engine import start_distributed
+
+    return start_distributed()
+
+
+@pytest.fixture
+def trainer(training_folder, training_device, tmp_path, monkeypatch):
+    """Makes trainers whose run goes to `tmp_path / "run"`; signals stay as pytest has them."""
+    import signal
+
+    from videomaker.train.overrides import load_config
+    from videomaker.train.trainer import Trainer
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def make(*overrides):
+        config = load_config(str(training_folder / "config.yaml"), [f"output={tmp_path}/run", *overrides])
+        return Trainer(config, training_device)
+
+    return make

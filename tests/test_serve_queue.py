@@ -10,8 +10,9 @@ from serving import new_job
 from sqlalchemy import select, update
 
 from videomaker.serve import migrate
+from videomaker.serve.admission import Limits, Refused
 from videomaker.serve.database import Database
-from videomaker.serve.queue import KeyReused, Limits, Queue, Refused
+from videomaker.serve.queue import KeyReused, Queue
 from videomaker.serve.registry import Registry, WorkerState
 from videomaker.serve.tables import videos
 

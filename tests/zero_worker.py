@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from videomaker.train.checkpoint import _RecordingWriter
+from videomaker.train.checkpoint_files import RecordingWriter
 from videomaker.train.config import TrainConfig
 from videomaker.train.engine import start_distributed
 from videomaker.train.guards import StopRequest
@@ -60,7 +60,7 @@ def die_while_saving(folder: Path, device: torch.device) -> None:
     trainer = Trainer(killed_run(folder), device)
 
     def arm():
-        write = _RecordingWriter._write
+        write = RecordingWriter._write
 
         def write_half(self, path, content):
             if dist.get_rank() == 1:
@@ -68,7 +68,7 @@ def die_while_saving(folder: Path, device: torch.device) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             write(self, path, content)
 
-        _RecordingWriter._write = write_half
+        RecordingWriter._write = write_half
 
     call_after(trainer, 5, arm)
     trainer.run(StopRequest())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,16 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_directory, atomic_path
 from videomaker.weights import save_partial
 
-from .checkpoint import WEIGHTS, Checkpoints, Found
+from .best import FOLDER, read_best
+from .best import WEIGHTS as WEIGHTS_OF_BEST
+from .checkpoint import Checkpoints
+from .checkpoint_files import WEIGHTS, Found
 from .config import TrainConfig
+from .lora import changed_names, is_lora_name, merge_lora, to_diffusers
 from .overrides import load_config, save_config
+from .run_folder import source_commit
 
+LORA_FILE = "lora.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -36,8 +41,16 @@ class Run:
         """Whether the run kept a moving average of its weights."""
         return (self.found.folder / WEIGHTS["ema"]).is_file()
 
-    def weights(self, ema: bool) -> dict[str, torch.Tensor]:
-        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`."""
+    def weights(self, ema: bool, *, best: bool = False) -> dict[str, torch.Tensor]:
+        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`.
+
+        Raises:
+            InputError: the best are wanted and the run kept none.
+        """
+        if best:
+            if not read_best(self.folder):
+                raise InputError(f"{self.folder} kept no best weights: train with checkpoint.best=…, or leave it out")
+            return load_file(self.folder / FOLDER / WEIGHTS_OF_BEST)
         return load_file(self.found.folder / WEIGHTS["ema" if ema else "weights"])
 
 
@@ -50,7 +63,7 @@ def open_run(folder: Path, *, report: Callable[[str], None] = print) -> Run:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not a run's folder (it has no config.yaml); give the `output` of a training run")
     config = load_config(str(folder / "config.yaml"))
-    found = Checkpoints(folder / "checkpoints", config.checkpoint).newest_complete(report)
+    found = Checkpoints(folder / "checkpoints", config.checkpoint).newest_complete(report, clean=False)
     if found is None:
         raise InputError(f"{folder} has no complete checkpoint yet; train until the first one, or stop it with SIGTERM")
     return Run(folder, config, found)
@@ -63,18 +76,23 @@ def export_run(
     dtype: str = "",
     ema: bool | None = None,
     whole: bool = False,
+    merge: bool = False,
+    best: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Writes what a run made, complete or not at all, and a model card beside it.
 
     A run of task `subject` gives a partial checkpoint with the names of the published ones, which
-    `load_videomaker_weights` reads; `text` gives a pipeline folder, `autoencoder` a VAE folder.
+    `load_videomaker_weights` reads; with LoRA, adapters that diffusers' `load_lora_weights` reads. `text` gives a
+    pipeline folder, `autoencoder` a VAE folder.
 
     Args:
         folder: the run.
         out: the file or folder to write; default in `folder/export`.
         dtype: "bf16", "fp16" or "fp32"; by default bf16, and fp32 for what the next training starts from.
         ema: the moving average of the weights, or not; `None`: if the run kept one.
+        best: the weights that `checkpoint.best` kept, not the newest; `ema` does not matter.
+        merge: of a run with LoRA, the changed weights themselves (as without LoRA), not the adapters.
         whole: a pipeline folder for a run of task `subject` as well, as one that trained everything always gives.
         report: hears about damaged checkpoints.
 
@@ -84,12 +102,20 @@ def export_run(
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
     run = open_run(folder, report=report)
-    dtype = dtype or ("bf16" if run.config.task == "subject" else "fp32")
+    lora = run.config.method.lora
+    if merge and not lora.rank:
+        raise InputError(f"{folder} was trained without LoRA, so there is nothing to merge: leave out --merge")
+    adapters = bool(lora.rank) and not (merge or whole)
+    dtype = dtype or ("bf16" if run.config.task == "subject" and not adapters else "fp32")
     ema = run.has_ema if ema is None else ema
     if ema and not run.has_ema:
         raise InputError(f"{folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999")
     task = run.config.task
-    state, card = run.weights(ema), model_card(run, dtype=dtype, ema=ema)
+    state, card = run.weights(ema, best=best), model_card(run, dtype=dtype, ema=ema)
+    if adapters:
+        return _export_partial(run, to_diffusers(state, lora), out or folder / "export" / LORA_FILE, dtype, card)
+    if lora.rank and not whole:
+        state = _merged(run, state)
     if task == "subject" and not (whole or run.config.method.train_all):
         return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
@@ -105,7 +131,8 @@ def export_run(
 
 def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name.removeprefix("unet."): value for name, value in state.items()}
+    prefix = "" if any(map(is_lora_name, state)) else "unet."  # diffusers wants it for adapters
+    tensors = {name.removeprefix(prefix): value for name, value in state.items()}
     about = {"videomaker": __version__, "steps": str(run.found.step), "config": save_config(run.config)}
     save_partial(tensors, out, dtype=DTYPES[dtype], metadata=about)
     with atomic_path(out.with_suffix(".md")) as temporary:
@@ -130,10 +157,19 @@ def _loaded(run: Run, state: dict[str, torch.Tensor]):
         config.model, dtype=torch.float32, seed=config.seed,
         reference_cross_attention=config.method.reference_cross_attention,
     )  # fmt: skip
+    if config.method.lora.rank:
+        merge_lora(pipeline.unet, state, config.method.lora)
+        return pipeline
     for component in ("unet", "text_encoder"):
         part = {n.removeprefix(f"{component}."): v for n, v in state.items() if n.startswith(f"{component}.")}
         getattr(pipeline, component).load_state_dict(part, strict=False)
     return pipeline
+
+
+def _merged(run: Run, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that a run's adapters change, with the adapters added, as a run without LoRA has them."""
+    unet = _loaded(run, state).unet
+    return {f"unet.{name}": unet.get_parameter(name) for name in changed_names(state)}
 
 
 def _generation_defaults(run: Run) -> dict[str, int | float]:
@@ -184,12 +220,3 @@ def _data_line(run: Run) -> str:
         f"`{data.manifest}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
         f"stride {data.frame_stride}, {data.width}×{data.height}"
     )
-
-
-def source_commit() -> str:
-    """The git commit of the source tree, "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from .config import GuardConfig
 
 EXIT_HANG = 75  # EX_TEMPFAIL: worth another try
+ORPHAN_SECONDS = 300.0  # for the step in progress and its checkpoint, once the launcher is gone
 _POLL_SECONDS = 1.0
 
 
@@ -36,18 +37,95 @@ class StopRequest:
         self.reason = f"received {signal.Signals(number).name}"
 
 
+class EndAtOnce:
+    """While a run loads, there is nothing to save: a signal or the launcher's death ends the process within a second.
+
+    Python runs a signal's handler only between two of its own instructions, which may be minutes apart while libraries
+    load, compile or wait for other ranks; a thread hears of it at once.
+    """
+
+    def __init__(self, launcher: Launcher):
+        self._launcher = launcher
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._reader.settimeout(_POLL_SECONDS)
+        self._done = False
+
+    def __enter__(self) -> EndAtOnce:
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="loading", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._done = True
+        signal.set_wakeup_fd(self._before)
+
+    def _watch(self) -> None:
+        while not self._done:
+            try:
+                for number in self._reader.recv(16):
+                    if number in (signal.SIGTERM, signal.SIGINT) and not self._done:
+                        self._end(signal.Signals(number).name, 128 + number)
+            except TimeoutError:
+                if self._launcher.gone and not self._done:
+                    self._end("the launcher is gone", 1)
+
+    def _end(self, reason: str, code: int) -> None:
+        print(f"stopped while loading, nothing was changed: {reason}", file=sys.stderr, flush=True)
+        os._exit(code)
+
+
+class Launcher:
+    """The processes that started this rank and answer for it: `deepspeed`, which has a child of its own, or `torchrun`.
+
+    Other starters (`srun`, `mpirun`) end their tasks themselves.
+    """
+
+    def __init__(self):
+        self._parent = os.getppid() if {"CROSS_SIZE", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
+        self._outer: int | None = None
+        self._orphaned = False
+        if "CROSS_SIZE" in os.environ:  # set by DeepSpeed's launcher
+            self._find_outer()
+
+    def _find_outer(self) -> None:
+        try:
+            inner = psutil.Process(self._parent)
+            outer = inner.parent()
+            if outer is not None and "deepspeed" in " ".join(outer.cmdline()):
+                self._outer = outer.pid
+            elif "--node_rank" not in " ".join(inner.cmdline()):  # on one machine there always is one
+                self._orphaned = outer is None or outer.pid == 1
+        except psutil.NoSuchProcess:
+            self._orphaned = True
+        except psutil.AccessDenied:
+            pass
+
+    @property
+    def gone(self) -> bool:
+        """Whether one of them has ended, so that nobody would hear of this rank's end."""
+        if self._orphaned or (self._parent is not None and os.getppid() != self._parent):
+            return True
+        if self._outer is None:
+            return False
+        try:
+            return psutil.Process(self._parent).ppid() != self._outer
+        except psutil.NoSuchProcess:
+            return True
+
+
 class Watchdog:
     """A thread that ends this process when no step finishes for `seconds`, and asks to stop when the launcher died.
 
     It watches between `__enter__` and `__exit__`. A collective that waits for a lost rank never returns and cannot be
-    interrupted from Python, hence the exit.
+    interrupted from Python, hence the exit. Without a launcher nobody else ends a rank, so the exit comes sooner.
     """
 
-    def __init__(self, seconds: float, stop: StopRequest):
+    def __init__(self, seconds: float, stop: StopRequest, launcher: Launcher | None = None):
         self.seconds = seconds
         self.stop = stop
+        self._launcher = launcher or Launcher()
         self._last_beat = time.monotonic()
-        self._launcher = os.getppid() if "CROSS_SIZE" in os.environ else None  # set by DeepSpeed's launcher
         self._done = threading.Event()
 
     def __enter__(self) -> Watchdog:
@@ -63,15 +141,18 @@ class Watchdog:
         self._last_beat = time.monotonic()
 
     def _watch(self) -> None:
+        limit = self.seconds or math.inf
         while not self._done.wait(_POLL_SECONDS):
-            if self._launcher and os.getppid() != self._launcher:
-                self.stop.reason = self.stop.reason or "the launcher is gone"
-            if self.seconds and time.monotonic() - self._last_beat > self.seconds:
-                self._give_up()
+            if not self.stop.reason and self._launcher.gone:
+                self.stop.reason = "the launcher is gone"
+                limit = min(limit, ORPHAN_SECONDS)
+                self.beat()
+            if time.monotonic() - self._last_beat > limit:
+                self._give_up(limit)
 
-    def _give_up(self) -> None:
+    def _give_up(self, limit: float) -> None:
         print(
-            f"rank {os.environ.get('RANK', 0)}: no step for {self.seconds:.0f} s (guards.watchdog); this is where its "
+            f"rank {os.environ.get('RANK', 0)}: no step for {limit:.0f} s (guards.watchdog); this is where its "
             "threads stand. Look for a rank that ended or a file system that hangs, then start again with "
             "checkpoint.resume=auto",
             file=sys.stderr,

@@ -6,8 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videomaker.errors import InputError
+
+if TYPE_CHECKING:
+    from videomaker.train.config import TrainConfig
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -16,6 +20,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, metavar="PRESET_OR_YAML", help="a preset's name or a YAML file")
     parser.add_argument("--resume", metavar="auto|none|DIR", help="short for checkpoint.resume=…")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--memory", action="store_true", help="with --dry-run: count the memory, loading nothing")
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # given by the launcher, which also sets LOCAL_RANK
@@ -25,20 +30,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the training; returns the exit code: 0 done or stopped on request, 1 failed, 2 bad input."""
-    from videomaker.train.overrides import load_config, save_config
+    from videomaker.train.overrides import differences, load_config, save_config
 
     options = parse_arguments(arguments)
     overrides = [*options.overrides, *([f"checkpoint.resume={options.resume}"] if options.resume else [])]
-    first = os.environ.get("RANK", "0") == "0"
     try:
         config = load_config(options.config, overrides)
-        if first:
-            print(save_config(config), flush=True)
         if options.dry_run:
+            print(save_config(config), flush=True)
+            if options.memory:
+                from videomaker.train.memory_report import report
+
+                for line in report(config):
+                    print(line, flush=True)
             return 0
+        if options.memory:
+            raise InputError("--memory counts without training: give it with --dry-run")
+        say(f"{config.output}: preset {config.preset or 'none'}; what differs: {differences(config) or 'nothing'}")
         train(config)
     except (InputError, OSError) as error:
         return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail(KeyboardInterrupt("stopped by Ctrl-C"), 130)
     except RuntimeError as error:
         if type(error).__module__.startswith("videomaker."):
             return _fail(error, 1)
@@ -46,42 +59,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def train(config) -> None:
+def say(message: str) -> None:
+    """Prints a line on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, flush=True)
+
+
+def train(config: TrainConfig) -> None:
     """Runs `config` to its end on this rank, or until it is asked to stop."""
     from torch import distributed as dist
     from videomaker.train.engine import set_numerics, start_distributed
     from videomaker.train.export import export_run
-    from videomaker.train.guards import Peers, StopRequest, is_lost_connection
+    from videomaker.train.guards import EndAtOnce, Launcher, Peers, StopRequest, is_lost_connection
     from videomaker.train.trainer import Trainer, TrainingFailed
 
-    stop = StopRequest()
-    device = start_distributed()
-    set_numerics(config, device)
-    peers = Peers()
+    stop, peers = StopRequest(), None
     try:
-        trainer = Trainer(config, device)
-        if trainer.rank == 0:
-            _write_run_folder(config, trainer.ds_json)
+        with EndAtOnce(Launcher()):
+            device = start_distributed(say)
+            set_numerics(config, device)
+            peers = Peers()
+            trainer = Trainer(config, device)
         finished = trainer.run(stop)
         dist.barrier()
     except RuntimeError as error:
-        if is_lost_connection(error):
+        if peers and is_lost_connection(error):
             raise TrainingFailed(peers.explain(error)) from error
         raise
     dist.destroy_process_group()
     if finished and trainer.rank == 0:
         print(f"exported {export_run(Path(config.output))}")
-
-
-def _write_run_folder(config, ds_json: dict) -> None:
-    import json
-
-    from videomaker.train.overrides import save_config
-
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(save_config(config), encoding="utf-8")
-    (folder / "deepspeed.json").write_text(json.dumps(ds_json, indent=2), encoding="utf-8")
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -12,22 +12,29 @@ import torch
 from torch import distributed as dist
 
 from videomaker.data.dataset import DataConfig, build_dataset
-from videomaker.data.loader import build_loader
-from videomaker.errors import InputError
+from videomaker.data.loader import ClipLoader, build_loader
+from videomaker.data.manifest import check_captions
 
-from . import checkpoint as checkpoints
+from . import universal
+from .average import average_in_place
+from .best import Best
+from .checkpoint import Checkpoints
+from .checkpoint_files import Found
 from .config import TrainConfig
-from .engine import computes_bf16, deepspeed_json, initialize, learning_rate, plain_gradient_norm
+from .deepspeed_json import deepspeed_json
+from .engine import computes_bf16, from_rank_zero, initialize, plain_gradient_norm
 from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
-from .model import (
-    DTYPES,
-    Autoencoder,
-    load_pipeline,
-    load_vae,
-    prepare_denoiser,
-)
+from .lock import FolderLock
+from .memory_report import choose_checkpointing
+from .model import DTYPES, Autoencoder, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
+from .optimizer import learning_rate, set_rate
+from .overrides import as_dict
+from .plots import write_plots
+from .profiling import Profiler
+from .resume import check_parameters, digest_frozen, find_checkpoint
+from .run_folder import record_start
 from .validation import Validation
 
 _ADVICE = (
@@ -41,7 +48,12 @@ class TrainingFailed(RuntimeError):
 
 
 class Trainer:
-    """One run on this rank. Making it checks everything that can be checked before the first step."""
+    """One run on this rank. Making it takes the run's folder and checks all that can be checked before the first step.
+
+    Raises:
+        InputError: another run writes into the folder, or the configuration does not fit the data, the model, or the
+            checkpoint to go on from; nothing of the run was changed.
+    """
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
@@ -52,21 +64,44 @@ class Trainer:
         self.step = 0
         self.means: dict[str, float] = {}  # of the last step
         self.guard = LossGuard(config.guards)
-        self.checkpoints = checkpoints.Checkpoints(self.folder / "checkpoints", config.checkpoint)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint)
+        self._lock: FolderLock | None = None  # of rank 0
+        try:
+            self._prepare()
+        except BaseException:
+            self._release(unused=True)
+            raise
+
+    def _prepare(self) -> None:
+        config = self.config
+        from_rank_zero(self._take_folder)
+        found = from_rank_zero(lambda: find_checkpoint(config, self.checkpoints, print))
         self._build_model()
+        self.frozen = self._digest_frozen()
         self.inputs = Inputs(
             config,
             self.pipeline,
             num_train_timesteps=0 if self.pipeline is None else len(self.learner.alphas_cumprod),
-            device=device,
+            device=self.device,
         )
         self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
         self.validation = Validation(
             config, self.pipeline, self.inputs, self.build_loader, rank=self.rank, world_size=self.world_size
         )
-        self._resume()
+        weights = config.validation.weights
+        self.judge_average = weights == "ema" or (weights == "auto" and config.optimizer.ema_decay > 0)
+        kind = "ema" if self.judge_average else "weights"
+        self.best = from_rank_zero(lambda: Best(self.folder, config.checkpoint.best, kind))
+        self._start_engine(found)
+        if self.rank == 0:
+            record_start(config, self.ds_json, step=self.step, world_size=self.world_size, device=self.device)
 
-    # --- what it is made of
+    def _take_folder(self) -> None:
+        self._lock = FolderLock(self.folder)
+
+    def _release(self, *, unused: bool = False) -> None:
+        if self._lock is not None:
+            self._lock.release(unused=unused)
 
     def _build_model(self) -> None:
         config = self.config
@@ -81,18 +116,25 @@ class Trainer:
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
         )
-        self.learner = prepare_denoiser(self.pipeline, config)
+        card = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+        chosen, why = choose_checkpointing(config, card)
+        if why and self.rank == 0:
+            print(why)
+        self.learner = prepare_denoiser(self.pipeline, chosen)
         self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
         self.pipeline.vae.to(self.device)
         self.pipeline.text_encoder.to(self.device)
 
-    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int):
+    def _digest_frozen(self) -> str:
+        """Of what the run builds on and does not train."""
+        parts = [self.learner] if self.pipeline is None else [self.learner, self.pipeline.vae]
+        return digest_frozen(parts) if self.rank == 0 else ""
+
+    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int) -> ClipLoader:
         """The endless loader of this rank over `data`."""
         where = {"rank": self.rank, "world_size": self.world_size}
         dataset = build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
         if self.pipeline is not None and data.long_captions == "error":
-            from videomaker.data.manifest import check_captions
-
             check_captions(dataset.clips, self.pipeline.tokenizer)
         return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
 
@@ -104,52 +146,30 @@ class Trainer:
         pipeline = self.pipeline
         return open_cache(data, vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
 
-    # --- resuming and saving
-
-    def _resume(self) -> None:
-        found = self._find_checkpoint()
+    def _start_engine(self, found: Found | None) -> None:
+        """The engine, fresh or where `found` stands."""
         if found is not None:
-            checkpoints.check_stage(found, self.config.zero.stage)
-            if checkpoints.needs_conversion(found, self.world_size):
+            from_rank_zero(lambda: check_parameters(found, self.learner, self.frozen, print))
+            if universal.needs_conversion(found, self.world_size):
                 self.ds_json["checkpoint"] = {"load_universal": True}
         self.engine = initialize(self.learner, self.config, self.ds_json, self.device)
         if found is None:
             return
-        checkpoints.load(self.engine, found)
+        universal.load(self.engine, found, self.checkpoints.folder)
         self.step, self.means = found.step, found.state["metrics"]
         self.guard.load_state_dict(found.state["guard"])
         self.loader.load_state_dict(found.state["data"])
 
-    def _find_checkpoint(self) -> checkpoints.Found | None:
-        """Rank 0 looks and checks; the others hear of it."""
-        answer: list[Any] = [None]
-        if self.rank == 0:
-            answer = [self._look_for_checkpoint()]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], str):
-            raise InputError(answer[0])
-        return answer[0]
-
-    def _look_for_checkpoint(self) -> checkpoints.Found | str | None:
-        resume = self.config.checkpoint.resume
-        if resume == "auto":
-            return self.checkpoints.newest_complete()
-        if resume != "none":
-            found = checkpoints.read(Path(resume))
-            return found if isinstance(found, checkpoints.Found) else f"checkpoint.resume={resume}: {found}"
-        if self.checkpoints.steps():
-            return (
-                f"{self.folder} has checkpoints of an earlier run and checkpoint.resume=none would mix the two; "
-                "give another output=, or checkpoint.resume=auto"
-            )
-        return None
-
     def save(self) -> None:
         """Writes a checkpoint of the steps done so far; all ranks call it."""
-        state = {"guard": self.guard.state_dict(), "data": self.loader.state_dict(), "metrics": self.means}
+        state = {
+            "guard": self.guard.state_dict(),
+            "data": self.loader.state_dict(),
+            "metrics": self.means,
+            "config": as_dict(self.config),
+            "frozen": self.frozen,
+        }
         self.checkpoints.save(self.engine, self.step, state, ema=self.config.optimizer.ema_decay > 0)
-
-    # --- the loop
 
     def run(self, stop: StopRequest) -> bool:
         """Trains to the last step, or until `stop`; returns whether the last step was reached.
@@ -163,10 +183,12 @@ class Trainer:
             self.monitor.say("precision=autocast: this CPU has no instructions for bf16, so everything runs in fp32")
         batches = iter(self.loader)
         try:
-            with Watchdog(self.config.guards.watchdog, stop) as watchdog:
+            profiler = Profiler(self.folder / "profile", self.config.log.profile if self.rank == 0 else 0)
+            with Watchdog(self.config.guards.watchdog, stop) as watchdog, profiler:
                 while self.step < self.config.steps:
                     stopping = self._optimizer_step(batches, stop)
                     watchdog.beat()
+                    profiler.step()
                     if stopping or self._due(self.config.checkpoint.every, last=True):
                         self.save()
                         watchdog.beat()
@@ -177,20 +199,33 @@ class Trainer:
                     self._validate(watchdog)
         finally:
             self.monitor.close()
+            if self.rank == 0:
+                write_plots(self.folder)
+            self._release()
         return True
 
     def _due(self, every: int, *, last: bool = False) -> bool:
         return (bool(every) and self.step % every == 0) or (last and self.step == self.config.steps)
 
     def _validate(self, watchdog: Watchdog) -> None:
-        if self.validation.batches and self._due(self.config.validation.every):
-            self.monitor.record("held_out", self.step, self.validation.losses(self.engine.module))
+        """Held-out losses and samples where they are due, of the moving average if it is judged."""
+        losses = self.validation.batches and self._due(self.config.validation.every)
+        samples = self.validation.samples and self._due(self.config.sampling.every)
+        if not (losses or samples):
+            return
+        with average_in_place(self.engine, wanted=self.judge_average):
+            measured = self.validation.losses(self.engine.module) if losses else {}
             watchdog.beat()
-        if self.validation.samples and self._due(self.config.sampling.every):
-            sheet = self.validation.write_samples(self.folder / "samples" / f"step-{self.step:08d}")
-            if sheet is not None:
-                self.monitor.image("samples", sheet, self.step)
+            where = self.folder / "samples" / f"step-{self.step:08d}"
+            sheet = self.validation.write_samples(where) if samples else None
             watchdog.beat()
+        if losses:
+            self.monitor.record("held_out", self.step, measured)
+            self.best.offer(self.engine, self.step, measured)
+        if sheet is not None:
+            self.monitor.image("samples", sheet, self.step)
+        if self.rank == 0:
+            write_plots(self.folder)
 
     def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
         """One optimizer step on every rank; returns whether any rank was asked to stop."""
@@ -236,8 +271,7 @@ class Trainer:
 
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         rate = learning_rate(self.config.optimizer, self.step, self.config.steps)
-        for group in (*optimizer.param_groups, *self.engine.optimizer.param_groups):
-            group["lr"] = rate
+        set_rate((*optimizer.param_groups, *self.engine.optimizer.param_groups), rate)
 
     def _count(self, loss: float, objection: str) -> None:
         if not objection:

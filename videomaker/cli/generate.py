@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def generate(
     """
     if from_json is not None:
         _refuse_other_options(context)
-        moved = {"source": model, "motion_adapter": motion_adapter, "weights": weights, "vae": vae}
+        moved: dict[str, Any] = {"source": model, "motion_adapter": motion_adapter, "weights": weights, "vae": vae}
         moved |= {"loras": tuple(lora)} if lora else {}
         moved = {part: place for part, place in moved.items() if place is not None}
         _generate_again(from_json, output, reference or [], moved, overwrite)

@@ -78,12 +78,24 @@ def export(
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="A whole pipeline folder, not the trained part.")
     ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Of a LoRA run: the changed weights, not adapters.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The weights that checkpoint.best kept.")] = False,
+    push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload to the hub, as a private folder.")] = "",
 ) -> None:
     """Turn a training run into weights that `generate` and others load, with a model card."""
     from videomaker.train.export import export_run
 
+    if push:
+        from videomaker.train.push import check_repository
+
+        check_repository(push)
     report = partial(typer.echo, err=True)
-    typer.echo(export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, report=report))
+    made = export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, merge=merge, best=best, report=report)
+    typer.echo(made)
+    if push:
+        from videomaker.train import push as hub
+
+        typer.echo(hub.push(hub.hub_folder(run, made, run / "export" / "hub"), push))
 
 
 @app.command()

@@ -6,7 +6,6 @@ neither the number of workers nor the number of ranks changes a sample, and the 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from .check import check_files
@@ -107,7 +107,7 @@ class ClipDataset(Dataset):
     def __init__(self, config: DataConfig, clips: Sequence[Clip], *, seed: int, cache: CachedClips | None = None):
         self.config, self.clips, self.seed, self.cache = config, clips, seed, cache
         self.root = Path(config.manifest).parent
-        self.fingerprint = hashlib.sha256("\n".join(clip.id for clip in clips).encode()).hexdigest()[:16]
+        self.fingerprint = sha256("\n".join(clip.id for clip in clips))[:16]
 
     def __len__(self) -> int:
         return len(self.clips)

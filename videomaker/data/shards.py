@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import hashlib
 import io
 import json
 import tarfile
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
@@ -82,7 +82,7 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
     """
     clips = read_manifest(manifest)
-    plan = {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), "clips_per_shard": clips_per_shard}
+    plan = {"manifest": sha256(manifest.read_bytes()), "clips_per_shard": clips_per_shard}
     claim(out, plan, "shards of another manifest or size")
     packed: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()

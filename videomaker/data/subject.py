@@ -6,7 +6,6 @@ mask, by a box, or by a word that Grounding DINO and SAM look for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from videomaker.digests import sha256, sha256_of_file
 from videomaker.errors import InputError
-from videomaker.files import atomic_path, sha256
+from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
 from .highlight import Box, GroundingDino, HighlightSettings, Sam, find_subject
@@ -160,15 +160,15 @@ def write_highlighted(
         InputError: see `highlight_picture`.
     """
     picture, box = highlight_picture(load_reference(source), highlight, height=height, width=width, finder=finder)
-    path = folder / f"{source.stem}.{hashlib.sha256(picture.tobytes()).hexdigest()[:8]}.reference.png"
+    path = folder / f"{source.stem}.{sha256(picture.tobytes())[:8]}.reference.png"
     with atomic_path(path) as temporary:
         picture.save(temporary)
     story = {
         "source": str(source.resolve()),
-        "source_sha256": sha256(source),
+        "source_sha256": sha256_of_file(source),
         "word": highlight.word or None,
         "mask": highlight.mask and str(highlight.mask.resolve()),
-        "mask_sha256": highlight.mask and sha256(highlight.mask),
+        "mask_sha256": highlight.mask and sha256_of_file(highlight.mask),
         "box": list(box),
     }
     with atomic_path(path.with_suffix(".json")) as temporary:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from videomaker.digests import sha256_of_all
 from videomaker.environment import machine, versions
 from videomaker.errors import InputError
 from videomaker.files import sha256
@@ -41,15 +42,17 @@ def _configuration(pipe: Any) -> dict[str, Any]:
 
 
 def _module_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
+    return sha256_of_all(_weights_in_order(module))
+
+
+def _weights_in_order(module: torch.nn.Module) -> Iterator[str | np.ndarray]:
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_of_all([json.dumps(value, sort_keys=True, default=str)])
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 Combine = Literal["each", "pairs", "subject"]
@@ -150,7 +150,7 @@ def _slug(text: str) -> str:
 
 def _digest(job: Job) -> str:
     identity = "\0".join([job.prompt, *(str(path.resolve()) for path in job.references)])
-    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return sha256(identity)[:8]
 
 
 def find_references(values: Sequence[Path]) -> list[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 import torch
 from diffusers import AutoencoderKL
+
+from videomaker.digests import sha256
 
 CAPACITY = 32  # pictures; a posterior at 512×512 takes 64 KiB in half precision
 
@@ -53,4 +54,4 @@ def _version(vae: AutoencoderKL) -> int:
 
 
 def _digest(picture: torch.Tensor) -> str:
-    return hashlib.sha256(picture.detach().float().cpu().contiguous().numpy()).hexdigest()
+    return sha256(picture.detach().float().cpu().contiguous().numpy())

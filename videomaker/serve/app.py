@@ -9,11 +9,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.staticfiles import StaticFiles
 
 from videomaker import __version__
 
-from .api import content, events, system, videos
+from .api import content, events, page, system, videos
 from .api.middleware import Boundary
 from .problems import ApiError
 from .schema import ErrorAnswer
@@ -46,9 +45,9 @@ def create_app(state: State) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.services = state
-    for router in (videos.router, content.router, events.router, system.router):
+    for router in (videos.router, content.router, events.router, system.router, page.router):
         app.include_router(router)
-    app.mount("/page", StaticFiles(directory=system.PAGE), name="page")
+    page.mount_files(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from .database import Database
@@ -89,7 +90,7 @@ class Keys:
 
 
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return sha256(key)
 
 
 class Signer:

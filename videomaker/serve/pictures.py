@@ -5,13 +5,13 @@ Encoding a picture as PNG costs more than all the rest of accepting a job, and t
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass
 
 from PIL import Image
 
 from videomaker import media
+from videomaker.digests import sha256
 
 _HEADER = b"P6 %d %d 255\n"
 
@@ -31,7 +31,7 @@ def decode(data: bytes, name: str, *, max_pixels: int) -> Upload:
         InputError: it is none, or too large.
     """
     image = media.decode_reference(io.BytesIO(data), name, max_pixels=max_pixels)
-    return Upload(image, hashlib.sha256(data).hexdigest())
+    return Upload(image, sha256(data))
 
 
 def to_ppm(image: Image.Image) -> bytes:

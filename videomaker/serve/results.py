@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from videomaker import media
+from videomaker.digests import sha256
 
 from .config import ServeConfig
 from .renderer import Made
@@ -34,7 +34,7 @@ def make_files(made: Made, request: dict[str, Any], config: ServeConfig) -> dict
     video = _mp4(media.enlarge(made.frames, made.upscale), request["fps"])
     record = {
         **made.record,
-        "video_sha256": hashlib.sha256(video).hexdigest(),
+        "video_sha256": sha256(video),
         "consent": request["consent"],
         "safety_checks": {"request": config.request_check, "frames": config.frames_check},
     }
@@ -53,7 +53,7 @@ def store_files(store: Store, id: str, lease: str, files: dict[str, tuple[str, s
         key = f"videos/{id}/{lease}/{name}"
         store.put(key, data)
         described[variant] = {
-            "key": key, "type": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+            "key": key, "type": kind, "bytes": len(data), "sha256": sha256(data),
         }  # fmt: skip
     store.settle(f"videos/{id}/{lease}")
     return described

@@ -24,6 +24,7 @@ from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
 from .supervisor import Supervisor
+from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
 LAST_ANSWERS = 3  # seconds for answers under way after the workers have ended
@@ -36,6 +37,7 @@ def serve(config: ServeConfig) -> int:
         InputError: the settings cannot be used: an open address without keys, a port in use, a model that is none.
     """
     configure_logs(config)
+    configure_tracing(config.telemetry)
     start = time.monotonic()
     state = State(config)
     _check(state)

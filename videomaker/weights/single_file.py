@@ -121,7 +121,7 @@ def load_motion_adapter(path: Path, dtype: torch.dtype) -> MotionAdapter:
 
 def _numbered(state: State, pattern: str) -> list[torch.Tensor]:
     """The tensors of a name with a number in it, from 0 until one is missing."""
-    found = []
+    found: list[torch.Tensor] = []
     while (tensor := state.get(pattern.format(len(found)))) is not None:
         found.append(tensor)
     return found
@@ -140,7 +140,7 @@ def _unet_config(path: Path, state: State) -> dict[str, Any]:
     context = state.get(f"{_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     if context is None or any(tensor is None for tensor in convolutions):
         raise InputError(f"{path} has another UNet than Stable Diffusion 1.5")
-    config["block_out_channels"] = [tensor.shape[0] for tensor in convolutions]
+    config["block_out_channels"] = [tensor.shape[0] for tensor in convolutions if tensor is not None]
     config["cross_attention_dim"] = context.shape[1]
     return config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from videomaker.errors import InputError
 
@@ -28,8 +29,9 @@ def pin(source: str) -> str:
     """
     if not is_hub_name(source):
         return source
-    name = _HUB_NAME.fullmatch(source)["name"]
-    return f"{name}@{local_path(source).name}"
+    match = _HUB_NAME.fullmatch(source)
+    assert match is not None, source
+    return f"{match['name']}@{local_path(source).name}"
 
 
 def local_path(source: str) -> Path:
@@ -43,7 +45,8 @@ def local_path(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     match = _HUB_NAME.fullmatch(source)
-    wanted = {"repo_id": match["name"], "revision": match["revision"]}
+    assert match is not None, source
+    wanted: dict[str, Any] = {"repo_id": match["name"], "revision": match["revision"]}
     try:
         return Path(snapshot_download(**wanted, local_files_only=True))
     except Exception as error:  # not in the cache, whatever the reason

@@ -1,12 +1,11 @@
-"""Health, models, metrics, the page."""
+"""Health, models, metrics."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from fastapi import APIRouter, Depends
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from videomaker import __version__
 
@@ -17,13 +16,7 @@ from ..state import State
 from .access import StateOf, get_owner
 
 router = APIRouter()
-PAGE = Path(__file__).parent.parent / "page"
 STARTED = int(time.time())
-# The page loads nothing but its own files, and no other site may frame it.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 
 
 @router.get("/healthz", tags=["system"])
@@ -83,10 +76,3 @@ def _describe(state: State) -> Model:
         shapes=[shape.model_dump() for shape in state.shapes],
         note=facts.note,
     )
-
-
-@router.get("/", include_in_schema=False)
-def page() -> FileResponse:
-    """The page over the same API."""
-    headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-cache"}
-    return FileResponse(PAGE / "index.html", headers=headers)

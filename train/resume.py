@@ -1,0 +1,115 @@
+"""What a run goes on from, and what may differ from the settings that it began with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from videomaker.errors import InputError
+
+from .checkpoint import Checkpoints, check_stage
+from .checkpoint_files import WEIGHTS, Found, read
+from .config import TrainConfig
+from .overrides import flatten, show
+
+# What decides which tensors a checkpoint holds and how; `precision` may change between the two with fp32 weights.
+_FIXED = (
+    "task", "seed", "precision", "method.update_motion", "method.train_all", "model.train_text_encoder",
+    "method.lora.rank", "method.lora.alpha", "method.lora.targets", "optimizer.name",
+)  # fmt: skip
+_FP32 = {"fp32", "autocast"}
+_SILENT = ("output", "checkpoint.resume", "log.every", "data.num_workers")  # says nothing about the run's result
+
+
+def find_checkpoint(config: TrainConfig, checkpoints: Checkpoints, report: Callable[[str], object]) -> Found | None:
+    """The checkpoint that `config` goes on from; None for a new run. `report` hears what differs from then.
+
+    Raises:
+        InputError: every checkpoint is damaged, the wanted one is, or two runs would be mixed in one folder; or a
+            setting differs that cannot change.
+    """
+    found = _look(config, checkpoints, report)
+    if found is None:
+        return None
+    check_stage(found, config.zero.stage)
+    _check_settings(found, config, report)
+    return found
+
+
+def _look(config: TrainConfig, checkpoints: Checkpoints, report: Callable[[str], object]) -> Found | None:
+    resume, folder = config.checkpoint.resume, Path(config.output)
+    if resume == "auto":
+        return checkpoints.newest_complete(report)
+    steps = checkpoints.steps()
+    if resume == "none":
+        if steps:
+            raise InputError(
+                f"{folder} has checkpoints of an earlier run and checkpoint.resume=none would mix the two; "
+                "give another output=, or checkpoint.resume=auto"
+            )
+        return None
+    found = read(Path(resume))
+    if isinstance(found, str):
+        raise InputError(f"checkpoint.resume={resume}: {found}")
+    own = found.folder.resolve().parent == checkpoints.folder.resolve()
+    if steps and not (own and found.step == steps[-1]):
+        raise InputError(
+            f"checkpoint.resume={resume} is of step {found.step} and {folder} has checkpoints up to step {steps[-1]}, "
+            "which would be mixed with the new ones; give another output="
+        )
+    return found
+
+
+def _check_settings(found: Found, config: TrainConfig, report: Callable[[str], object]) -> None:
+    then, now = flatten(found.state["config"]), flatten(config)
+    changed = [key for key, value in now.items() if key in then and then[key] != value and key not in _SILENT]
+    for key in changed:
+        if key in _FIXED and not (key == "precision" and {then[key], now[key]} <= _FP32):
+            raise InputError(
+                f"{key} was {show(then[key])} when {found.folder.name} was written and is {show(now[key])} now, "
+                f"which cannot change within a run: set {key}={show(then[key])}, or another output= for a new run"
+            )
+    if changed:
+        listed = ", ".join(f"{key} {show(then[key])} → {show(now[key])}" for key in changed)
+        report(f"going on from step {found.step} with other settings than before: {listed}")
+
+
+def check_parameters(found: Found, learner: nn.Module, frozen: str, report: Callable[[str], object]) -> None:
+    """Compares the checkpoint's trained tensors with the model's, and the frozen rest by its digest.
+
+    Raises:
+        InputError: the model trains other parameters, or of other shapes.
+    """
+    from safetensors import safe_open
+
+    with safe_open(found.folder / WEIGHTS["weights"], framework="pt") as tensors:
+        then = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (no dict)
+    now = {name: _shape(p) for name, p in learner.named_parameters() if p.requires_grad}
+    if then != now:
+        name = next(name for name in [*then, *now] if then.get(name) != now.get(name))
+        raise InputError(
+            f"{found.folder.name} trained {len(then)} tensors and this model trains {len(now)}, first other {name!r} "
+            f"({then.get(name, 'absent')} then, {now.get(name, 'absent')} now): go on with the model that it began "
+            "with, or give another output= for a new run"
+        )
+    if found.state["frozen"] not in ("", frozen):
+        report(f"going on from step {found.step} with another base model: its frozen weights are not those of before")
+
+
+def digest_frozen(parts: Sequence[nn.Module]) -> str:
+    """A digest of the frozen weights, the same for fp32 and for the same ones loaded as bf16."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 keeps the whole shape apart
