@@ -150,9 +150,13 @@ def _generate_jobs(
     """Makes the jobs' videos; returns them with the pictures that were used."""
     prepared = prepare_model(recipe)
     from videomaker.jobs.render import make_videos, pending_jobs
+    from videomaker.jobs.subjects import warn_of_backgrounds
 
-    jobs = _highlighted(prepared, jobs, *subject)
+    word, mask, box, models = subject
+    jobs = _highlighted(prepared, jobs, word, mask, box, models)
     pending = pending_jobs(prepared, jobs, overwrite=overwrite)
+    if not (word or mask or box):
+        warn_of_backgrounds(path for job in pending for path in job.references)
     finished = len(jobs) - len(pending)
     if finished:
         typer.echo(f"{finished} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
@@ -175,13 +179,12 @@ def _highlighted(
     prepared: Prepared, jobs: list[Job], word: str, mask: Path | None, box: str | None, models: Path | None
 ) -> list[Job]:
     from videomaker.data.subject import Highlight, parse_box
-    from videomaker.jobs.subjects import highlight_jobs, warn_of_backgrounds
+    from videomaker.jobs.subjects import highlight_jobs
 
     highlight = Highlight(word, mask, None if box is None else parse_box(box))
     recipe = prepared.recipe
     if highlight:
         return highlight_jobs(jobs, highlight, recipe.settings, models=models, device=recipe.model.device)
-    warn_of_backgrounds(path for job in jobs for path in job.references)
     return jobs
 
 

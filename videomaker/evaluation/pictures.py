@@ -68,6 +68,7 @@ def write_plot(path: Path, report: dict[str, Any], metric: str) -> bool:
     _draw_points(axes, report, metric)
     axes.set_xlabel(f"{TITLES['clip_t']} (text)")
     axes.set_ylabel(f"{TITLES[metric]} (subject)")
+    axes.margins(x=0.25)  # room for the names
     axes.legend(fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
