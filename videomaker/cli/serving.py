@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from videomaker.errors import InputError
+
 from . import options
 from .app import app
 
@@ -80,6 +82,64 @@ def serve(
         server.show_config(resolved)
         return
     raise typer.Exit(server.serve(resolved))
+
+
+@app.command(no_args_is_help=True)
+def submit(
+    server: Annotated[
+        str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")
+    ] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)
+    ] = None,
+    reference: options.References = None,
+    prompt: options.Prompts = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")] = Path(
+        "outputs"
+    ),
+    combine: options.Combine = "each",
+    seed: options.Seeds = "0",
+    model: options.Model = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    fit: options.Fit = None,
+    consent: Annotated[
+        Literal["self", "permission", "synthetic", "not_a_person"] | None,
+        typer.Option(help="Why the subject may be shown.", rich_help_panel=options.VIDEO),
+    ] = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Have a server make videos; same options as generate.
+
+    Each video and its record are fetched when they are ready. Results
+    that are there are kept; Ctrl-C cancels what is not.
+    """
+    from videomaker.jobs import request
+    from videomaker.serve.client import Client
+
+    from .submitting import submit_jobs
+
+    if (width is None) != (height is None):
+        raise InputError(f"--width {width} --height {height}: give both, or neither")
+    if output.suffix.lower() == ".gif":
+        raise InputError(f"output {output}: a server makes .mp4; give that, or a folder")
+    jobs = request.plan_jobs(
+        request.find_references(reference or []),
+        request.read_prompts(prompt or []),
+        request.parse_seeds(seed),
+        output=output,
+        combine=combine,
+    )
+    fields = {
+        "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
+        "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
+    }  # fmt: skip
+    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite)
 
 
 keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)

@@ -30,7 +30,7 @@ def show_messages(*, verbose: bool) -> None:
 
     handler = RichHandler(console=console(), show_time=False, show_path=False)
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
-    for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
+    for library in ("alembic", "httpx", "httpx2", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
 
 

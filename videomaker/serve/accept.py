@@ -15,10 +15,11 @@ from videomaker import media
 from videomaker.errors import InputError
 
 from . import pictures
+from .admission import Limits, Refused
 from .keys import Owner
 from .models import Bucket
 from .problems import ApiError
-from .queue import KeyReused, Limits, NewJob, Refused
+from .queue import KeyReused, NewJob
 from .schema import VideoRequest, check_declared, resolve
 from .state import State
 
@@ -77,6 +78,7 @@ def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> 
             state.store.put(reference["key"], data)
         for reference, old in zip(request["references"], earlier["references"] if earlier else (), strict=False):
             state.store.copy(old["key"], reference["key"])
+        state.store.settle(f"videos/{id}")
         accepted, is_new = _submit(state, id, asked, request, call)
     except BaseException:
         state.store.delete(f"videos/{id}")
@@ -122,9 +124,8 @@ def _described(
         {
             "key": f"videos/{id}/reference-{index}.ppm",
             "sha256": upload.sha256,
-            "pixels_sha256": hashlib.sha256(data).hexdigest(),
         }
-        for index, (upload, data) in enumerate(zip(uploads, files, strict=True))
+        for index, upload in enumerate(uploads)
     ]
     return references, files
 

@@ -28,13 +28,16 @@ def main() -> int:
     from .logs import configure_logs
     from .renderer import load_renderer
     from .state import State
+    from .tracing import configure_tracing
     from .worker import Worker
 
     config = ServeConfig.model_validate(order["config"])
     configure_logs(config)
     try:
+        configure_tracing(config.telemetry)
         worker = Worker(State(config), load_renderer(config, order["device"]))
-        signal.signal(signal.SIGTERM, lambda *_: worker.stop(config.drain_seconds))
+        graces = iter((config.drain_seconds,))  # told once more, it gives its batch back at the next step
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop(next(graces, 0.0)))
         worker.run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

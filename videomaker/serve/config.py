@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from videomaker.errors import InputError
 
 ENVIRONMENT_PREFIX = "VIDEOMAKER_"
+Names = Annotated[tuple[str, ...], NoDecode]  # a variable holds them with commas between, not as JSON
 
 
 class Shape(BaseModel):
@@ -51,7 +58,7 @@ class ServeConfig(BaseSettings):
     data: Path = Field(default_factory=lambda: platformdirs.user_data_path("videomaker"))
     database: str = Field("", description="An SQLAlchemy URL; empty: SQLite in the data folder.")
     files: str = Field("", description="A folder or an object store's URL; empty: files/ in the data folder.")
-    allowed_hosts: tuple[str, ...] = Field((), description="Host names that browsers may use; loopback's are known.")
+    allowed_hosts: Names = Field((), description="Host names that browsers may use; loopback's are known.")
 
     model: str = Field("default", description="'default' is the embedded model; else a folder.")
     model_name: str = Field("", description="What the API calls it; empty: the folder's name.")
@@ -59,7 +66,7 @@ class ServeConfig(BaseSettings):
     weights: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention_backend: str = "auto"
-    devices: tuple[str, ...] = Field((), description="A worker each, such as cuda:0; empty: every CUDA device.")
+    devices: Names = Field((), description="A worker each, such as cuda:0; empty: every CUDA device.")
     compile: bool = False
     artifacts: Path | None = None
     batch: int = Field(1, ge=1, le=64, description="Videos of one shape that share a pass; padded up to it.")
@@ -152,5 +159,5 @@ def load_config(file: Path | None = None, **flags: Any) -> ServeConfig:
         name = ".".join(map(str, first["loc"]))
         raise InputError(f"setting {name} = {first['input']!r}: {first['msg']}") from error
     except ValueError as error:  # of tomllib, and of a variable that is no JSON where a list is asked for
-        raise InputError(f"the configuration cannot be read: {error}") from error
+        raise InputError(f"the configuration {file or ''} cannot be read: {error}") from error
     return ServeConfig.model_construct(**{name: getattr(read, name) for name in ServeConfig.model_fields})

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: writers wait as SQLite lets them
+    fcntl = None
+
 from sqlalchemy import Connection, create_engine, event, literal_column, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -39,9 +44,12 @@ class Database:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
         self.is_sqlite = kind == "sqlite"
         self.now = literal_column(_CLOCKS[kind])
+        self._line: Path | None = None
         options = {} if pooled else {"poolclass": NullPool}
         if self.is_sqlite:
-            Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+            file = Path(make_url(url).database or "")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._line = file.with_name(f"{file.name}-line") if fcntl else None
             options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
         else:
             options["pool_pre_ping"] = True
@@ -55,9 +63,24 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes: on SQLite the only one meanwhile, on PostgreSQL one among others with row locks."""
-        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
-            yield connection
+        """A transaction that writes: on SQLite the only one meanwhile, on PostgreSQL among others, by row locks."""
+        with self._turn(), self.engine.connect() as idle:
+            connection = idle.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of a SQLite file go one after the other in the order they came.
+
+        SQLite itself lets them sleep and look again, so that one that writes all the time starves the others.
+        """
+        if self._line is None:
+            yield
+            return
+        with self._line.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
+            yield
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Row, and_, delete, func, or_, select
 
+from .admission import WORKER_SILENT
 from .database import Database
-from .queue import WORKER_SILENT
 from .tables import videos, workers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from alembic import command
@@ -32,7 +31,6 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def _run(database: Database, step, revision: str) -> None:
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     with database.write() as connection:

@@ -11,23 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
+from .admission import NO_LIMITS, Limits, check_room
 from .database import Database
-from .tables import api_keys, videos, workers
+from .tables import api_keys, videos
 
 MERGE_SECONDS = 120  # the official client has given up on its retries by then
-WORKER_SILENT = 15  # seconds after which a worker counts for nothing
 CANCELLED = {"code": "cancelled", "message": "the video was cancelled"}
 WORKER_LOST = {"code": "worker_lost", "message": "the worker that made the video died, more than once"}
-
-
-class Refused(Exception):
-    """No room for another job now: `reason` for people, `retry_after` in seconds."""
-
-    def __init__(self, reason: str, retry_after: float):
-        super().__init__(reason)
-        self.reason, self.retry_after = reason, retry_after
 
 
 class KeyReused(Exception):
@@ -51,16 +43,6 @@ class NewJob:
     client_retry: int = 0
     request_id: str | None = None
     traceparent: str | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may wait: expected seconds for anybody, and videos of one owner."""
-
-    max_wait: float = float("inf")
-    max_active: int | None = None
-    max_per_hour: int | None = None
-    merge_retries: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,7 @@ class Queue:
         self.database = database
         self.lease_seconds, self.max_attempts = lease_seconds, max_attempts
 
-    def submit(self, job: NewJob, limits: Limits = Limits()) -> tuple[str, bool]:
+    def submit(self, job: NewJob, limits: Limits = NO_LIMITS) -> tuple[str, bool]:
         """Accepts a job, or finds the one that the same request made before: its id, and whether it is new.
 
         Raises:
@@ -100,11 +82,11 @@ class Queue:
             Refused: too much is waiting.
         """
         with self.database.write() as connection:
-            # Two submits of one key, on two replicas, go one after the other.
-            connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
+            if not self.database.is_sqlite:  # two submits of one key, on two replicas, go one after the other
+                connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
             if twin := self._twin(connection, job, limits):
                 return twin, False
-            self._check_room(connection, job, limits)
+            check_room(connection, self.database.now, job.owner, job.model, job.cost, limits)
             values = {**job.__dict__, "state": "queued", "created": self.database.now}
             connection.execute(insert(videos).values(values))
         return job.id, True
@@ -124,31 +106,6 @@ class Queue:
         same = and_(own, videos.c.fingerprint == job.fingerprint, videos.c.idempotency_key.is_(None), recent)
         pair = True if job.client_retry else videos.c.client_retry > 0
         return connection.scalar(select(videos.c.id).where(same, pair).order_by(videos.c.created).limit(1))
-
-    def _check_room(self, connection: Connection, job: NewJob, limits: Limits) -> None:
-        own, active = videos.c.owner == job.owner, videos.c.state.in_(("queued", "in_progress"))
-        count = select(func.count()).select_from(videos)
-        if limits.max_active is not None and connection.scalar(count.where(own, active)) >= limits.max_active:
-            raise Refused(f"{limits.max_active} videos of yours wait or run; wait for one to end", job.cost)
-        hour = videos.c.created > self.database.now - 3600
-        if limits.max_per_hour is not None and connection.scalar(count.where(own, hour)) >= limits.max_per_hour:
-            first = connection.scalar(select(self.database.now - func.min(videos.c.created)).where(own, hour))
-            raise Refused(f"{limits.max_per_hour} videos an hour are the limit of this key", 3600 - first)
-        if limits.max_wait != float("inf"):
-            wait = self.expected_wait(connection, job.model)
-            if wait > limits.max_wait:
-                reason = f"about {wait:.0f} s of work wait, more than {limits.max_wait:.0f} s; try again later"
-                raise Refused(reason, wait - limits.max_wait)
-
-    def expected_wait(self, connection: Connection, model: str) -> float:
-        """Seconds until a new job of a model would start: what is queued, shared by its workers."""
-        seconds = select(func.coalesce(func.sum(videos.c.cost), 0.0)).where(
-            videos.c.state == "queued", videos.c.model == model
-        )
-        alive = select(func.count()).where(
-            workers.c.model == model, workers.c.ready, workers.c.seen > self.database.now - WORKER_SILENT
-        )
-        return float(connection.scalar(seconds)) / max(1, connection.scalar(alive))
 
     def claim(
         self, worker: str, model: str, batch: Callable[[str], int] = lambda _: 1, wait: float = 0
@@ -218,11 +175,9 @@ class Queue:
 
     def release(self, lease: str) -> None:
         """Gives jobs back as if they had not been taken: for a worker that is told to stop."""
-        again = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
         with self.database.write() as connection:
-            connection.execute(
-                _held(lease).where(~videos.c.cancel_requested).values(again, attempt=videos.c.attempt - 1)
-            )
+            wanted = _held(lease).where(~videos.c.cancel_requested)
+            connection.execute(wanted.values({**_AGAIN, "attempt": videos.c.attempt - 1}))
             connection.execute(_held(lease).values(_failed(CANCELLED, self.database.now)))
 
     def cancel(self, owner: str, id: str) -> bool:
@@ -237,14 +192,17 @@ class Queue:
         """Takes jobs from workers that have fallen silent: how many."""
         now = self.database.now
         lost = update(videos).where(videos.c.state == "in_progress", videos.c.lease_until < now)
-        again = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "step": 0}
         with self.database.write() as connection:
-            unwanted = connection.execute(lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)))
-            spent = lost.where(videos.c.attempt >= self.max_attempts).values(_failed(WORKER_LOST, now))
-            return sum(
-                result.rowcount
-                for result in (unwanted, connection.execute(spent), connection.execute(lost.values(again)))
+            spent = lost.where(videos.c.attempt >= self.max_attempts)
+            ends = (
+                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)),
+                spent.values(_failed(WORKER_LOST, now)),
+                lost.values(_AGAIN),
             )
+            return sum(connection.execute(end).rowcount for end in ends)
+
+
+_AGAIN = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
 
 
 def _held(lease: str):

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
 
+from .admission import WORKER_SILENT
 from .database import Database
-from .queue import WORKER_SILENT
 from .tables import videos, workers
 
 FORGET_SECONDS = 3600  # after which a silent worker is no more in the table

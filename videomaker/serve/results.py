@@ -55,6 +55,7 @@ def store_files(store: Store, id: str, lease: str, files: dict[str, tuple[str, s
         described[variant] = {
             "key": key, "type": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
         }  # fmt: skip
+    store.settle(f"videos/{id}/{lease}")
     return described
 
 

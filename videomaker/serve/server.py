@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -23,6 +24,7 @@ from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
 from .supervisor import Supervisor
+from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
 LAST_ANSWERS = 3  # seconds for answers under way after the workers have ended
@@ -35,6 +37,7 @@ def serve(config: ServeConfig) -> int:
         InputError: the settings cannot be used: an open address without keys, a port in use, a model that is none.
     """
     configure_logs(config)
+    configure_tracing(config.telemetry)
     start = time.monotonic()
     state = State(config)
     _check(state)
@@ -56,6 +59,10 @@ def serve(config: ServeConfig) -> int:
 def _check(state: State) -> None:
     config = state.config
     state.model  # noqa: B018  # is read, or refused, now rather than by the first request
+    for name in ("weights", "motion_adapter", "artifacts"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
     load_check(config.request_check)
     load_check(config.frames_check)
     migrate.upgrade(state.database)
@@ -102,25 +109,21 @@ class _Server(uvicorn.Server):
             )
         )
         self.state, self.supervisor = state, supervisor
-        self._ending: threading.Thread | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second one ends at once, giving jobs back."""
-        if self._ending is not None:
-            self.should_exit = True
-            return
+        """The first signal lets the workers finish; with a second one they give back what they make."""
+        grace = 0.0 if self.state.draining else self.state.config.drain_seconds
         self.state.draining = True
-        self._ending = threading.Thread(target=self._drain, name="drain", daemon=True)
-        self._ending.start()
+        threading.Thread(target=self._drain, args=(grace,), name="drain", daemon=True).start()
 
-    def _drain(self) -> None:
-        log.info("draining", seconds=self.state.config.drain_seconds)
-        self.supervisor.stop(self.state.config.drain_seconds)
+    def _drain(self, grace: float) -> None:
+        log.info("draining", seconds=grace)
+        self.supervisor.stop(grace)
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ends the server, too, when its workers cannot be started."""
-        if self.supervisor.failed.is_set() and self._ending is None:
+        if self.supervisor.failed.is_set() and not self.state.draining:
             self.handle_exit(signal.SIGTERM, None)
         return await super().on_tick(counter)
 

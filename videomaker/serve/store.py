@@ -29,7 +29,7 @@ class Store:
         self._store = LocalStore(self.folder) if self.folder is not None else from_url(url)
 
     def put(self, key: str, data: bytes) -> None:
-        """Writes a file that is not there yet; complete or absent, and on disk when this returns.
+        """Writes a file that is not there yet, complete or absent; its name is on disk after `settle`.
 
         Raises:
             FileExistsError: it is there already.
@@ -40,7 +40,12 @@ class Store:
             raise FileExistsError(f"{key} exists") from error
         if self.folder is not None:
             _sync(self.folder / key)
-            _sync((self.folder / key).parent)
+
+    def settle(self, prefix: str) -> None:
+        """Makes sure that what was put directly below a prefix survives a power cut, under its name."""
+        if self.folder is not None:
+            _sync(self.folder / prefix)
+            _sync((self.folder / prefix).parent)
 
     def get(self, key: str) -> bytes:
         """The whole file.

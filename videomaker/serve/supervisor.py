@@ -17,7 +17,7 @@ from .config import ServeConfig
 
 log = structlog.get_logger("videomaker.serve.supervisor")
 BACK_OFF = (0.5, 60.0)  # seconds before a restart: the first, the longest
-STEADY_SECONDS = 60  # a worker that lived so long starts anew at once
+STEADY_SECONDS = 10  # a worker that lived so long starts anew at once
 KILL_MARGIN = 10  # seconds over the grace after which a worker that does not end is killed
 
 
@@ -46,6 +46,7 @@ class Supervisor:
         self.failed = threading.Event()
         self._slots = [_Slot(device) for device in worker_devices(config)]
         self._end = threading.Event()
+        self._until = float("inf")
         # One thread starts all: on Linux a child dies with the thread that started it.
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -58,16 +59,19 @@ class Supervisor:
         return [slot.process.pid for slot in self._slots if slot.process and slot.process.poll() is None]
 
     def stop(self, grace: float) -> None:
-        """Ends the workers: told once, killed when they have not ended well after `grace` seconds."""
+        """Ends the workers, which may finish what they make within `grace` seconds; well after that they are killed.
+
+        Called again meanwhile, it shortens the grace.
+        """
         self._end.set()
+        self._until = min(self._until, time.monotonic() + grace + KILL_MARGIN)
         running = [slot.process for slot in self._slots if slot.process and slot.process.poll() is None]
         for process in running:
             process.terminate()
-        until = time.monotonic() + grace + KILL_MARGIN
         for process in running:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            while process.poll() is None and time.monotonic() < self._until:
+                time.sleep(0.05)
+            if process.poll() is None:
                 log.warning("worker killed", pid=process.pid)
                 process.kill()
                 process.wait()

@@ -26,6 +26,7 @@ from .registry import WorkerState
 from .renderer import Failed, Made, OutOfMemory, Renderer, RenderJob
 from .results import make_files, store_files
 from .state import State
+from .tracing import span
 
 log = structlog.get_logger("videomaker.serve.worker")
 POLL_SECONDS = (0.02, 0.2)  # between two looks at an empty queue: after a job, and after a while
@@ -102,7 +103,8 @@ class Worker:
             on_timeout=lambda: self._hangs(claimed),
             is_stopping=lambda: time.monotonic() > self._stop_at,
         )
-        with keeper:
+        parents = [row.traceparent for row in claimed.rows]
+        with keeper, span("make videos", parents, bucket=claimed.rows[0].bucket, videos=len(rows)):
             try:
                 self._make(claimed, keeper, size(claimed.rows[0].bucket))
             except Stopped:

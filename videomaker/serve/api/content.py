@@ -22,7 +22,8 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _SUFFIXES = {"video/mp4": "mp4", "image/webp": "webp", "image/jpeg": "jpg", "application/json": "json"}
 
 
-@router.api_route("/{id}/content", methods=["GET", "HEAD"], response_class=Response)
+@router.head("/{id}/content", include_in_schema=False)
+@router.get("/{id}/content", response_class=Response)
 async def content(
     request: Request,
     state: StateOf,

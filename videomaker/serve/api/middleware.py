@@ -16,10 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..problems import ApiError
 from ..state import State
+from ..tracing import span
 
 log = structlog.get_logger("videomaker.serve.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{8,64}")
+_ID = re.compile(r"/video_\w+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -43,7 +45,9 @@ class Boundary:
         answer, start = _Answer(send, request_id), time.perf_counter()
         try:
             self._check_sender(scope, headers)
-            await self.app(scope, self._limited(receive, headers), answer)
+            name = f"{scope['method']} {_ID.sub('/{id}', scope['path'])}"
+            with span(name, [headers.get("traceparent")], request_id=request_id):
+                await self.app(scope, self._limited(receive, headers), answer)
         except ClientDisconnect:
             answer.status = 499  # as nginx logs it; nobody reads an answer
         except ApiError as error:

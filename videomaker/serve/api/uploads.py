@@ -28,7 +28,7 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
         ApiError: 400, or 415 for a body of another kind; the message names the parameter.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         async with request.form(
             max_files=max_references + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         ) as form:
