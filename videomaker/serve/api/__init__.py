@@ -1,1 +1,1 @@
-"""The HTTP interface: `videos` jobs, `content` files, `events` progress, `system` health, models, metrics, `page` the page."""
+"""The HTTP interface: `videos` jobs, `content` files, `events` progress, `system` health, models, `page` the page."""
