@@ -35,6 +35,7 @@ EXTRAS = {
         "fastapi>=0.120",
         "httptools>=0.6",
         "httpx2>=2.12",
+        "jinja2>=3.1",
         "nvidia-ml-py>=12",
         "obstore>=0.8",
         "platformdirs>=4",
