@@ -66,6 +66,15 @@ def test_groups_have_their_own_rates_and_the_average_is_saved_once(trainer, tmp_
     assert any(not torch.equal(value, weights(made)[name]) for name, value in ends[0].items())
 
 
+def test_with_zero_3_the_average_comes_back_to_the_bit(trainer, tmp_path):
+    options = ["zero.stage=3", "optimizer.ema_decay=0.5", "optimizer.motion_learning_rate=0.002", "steps=2"]
+    assert trainer(*options, "checkpoint.every=1").run(StopRequest())
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    assert trainer(*options, f"checkpoint.resume={folder}", f"output={tmp_path}/again").run(StopRequest())
+    ends = [load_file(tmp_path / run / "checkpoints" / "step-00000002" / "ema.safetensors") for run in ("run", "again")]
+    assert ends[0] and all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def _keys(file) -> set[str]:
     """All dictionary keys in a torch file."""
     found: set[str] = set()

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+import torch
+
 from .config import TrainConfig
 from .memory import Footprint, count
 from .recompute import checkpointing_mode
@@ -22,23 +24,28 @@ def smallest_card(footprint: Footprint) -> int | None:
     return next((card for card in CARDS if needed <= card * _GB), None)
 
 
-def choose_checkpointing(config: TrainConfig, card_bytes: int | None) -> tuple[TrainConfig, str]:
+def card_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU; None of anything else."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def choose_checkpointing(config: TrainConfig, card: int | None) -> tuple[TrainConfig, str]:
     """`config` with "auto" decided, and why: "blocks", or "all" on a card that is too small for it.
 
     Args:
         config: of the run.
-        card_bytes: the GPU's memory; None where there is none, and the CPU's takes what comes.
+        card: the GPU's memory; None where there is none, and the CPU's takes what comes.
     """
     if checkpointing_mode(config.model.gradient_checkpointing) != "auto" or config.task == "autoencoder":
         return config, ""
     blocks = replace(config, model=replace(config.model, gradient_checkpointing="blocks"))
-    if card_bytes is None:
+    if card is None:
         return blocks, ""
     needed = count(blocks).device_bytes * HEADROOM + RUNTIME
-    if needed <= card_bytes:
+    if needed <= card:
         return blocks, ""
     return replace(config, model=replace(config.model, gradient_checkpointing="all")), (
-        f"model.gradient_checkpointing=auto: this card has {card_bytes / _GB:.0f} GB and recomputing the blocks alone "
+        f"model.gradient_checkpointing=auto: this card has {card / _GB:.0f} GB and recomputing the blocks alone "
         f"would need about {needed / _GB:.0f}, so the motion modules are recomputed too (all)"
     )
 

@@ -19,9 +19,11 @@ MODES: tuple[Mode, ...] = ("none", "blocks", "all")
 _SMALLEST_OFFLOADED = 2**20  # bytes; a smaller tensor costs more time on the bus than it frees memory
 
 
-def checkpointing_mode(setting: str | bool) -> str:
+def checkpointing_mode(setting: Mode | Literal["auto"] | bool) -> Mode | Literal["auto"]:
     """The mode that `model.gradient_checkpointing` names: true and false are "blocks" and "none"."""
-    return {True: "blocks", False: "none"}.get(setting, setting)
+    if isinstance(setting, bool):
+        return "blocks" if setting else "none"
+    return setting
 
 
 def enable_checkpointing(unet: UNetMotionModel, mode: Mode) -> None:

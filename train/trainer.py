@@ -26,7 +26,7 @@ from .engine import computes_bf16, from_rank_zero, initialize, plain_gradient_no
 from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
-from .memory_report import choose_checkpointing
+from .memory_report import card_bytes, choose_checkpointing
 from .model import DTYPES, Autoencoder, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
@@ -116,8 +116,7 @@ class Trainer:
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
         )
-        card = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
-        chosen, why = choose_checkpointing(config, card)
+        chosen, why = choose_checkpointing(config, card_bytes(self.device))
         if why and self.rank == 0:
             print(why)
         self.learner = prepare_denoiser(self.pipeline, chosen)
