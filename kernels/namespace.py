@@ -1,7 +1,7 @@
 """The namespace of the operators: the project's, or the one that a Hugging Face `kernels` build gives each version."""
 
 try:
-    from ._ops import add_op_namespace_prefix as operator_name  # written by the build; see kernels/build.toml
+    from ._ops import add_op_namespace_prefix as operator_name  # written by such a build
 except ImportError:
 
     def operator_name(name: str) -> str:
