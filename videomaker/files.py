@@ -92,3 +92,8 @@ def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that starts so is what Git LFS leaves in place of one that was not fetched."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")

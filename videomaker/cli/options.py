@@ -69,6 +69,24 @@ Combine = Annotated[
 Seeds = Annotated[
     str, typer.Option("--seed", "-s", help="A number, or several such as 1,2,3 or 0-9: a video for each.")
 ]
+HighlightWord = Annotated[
+    str,
+    typer.Option(
+        "--highlight",
+        help="Find the subject by this word, such as head or dog, and put it on white, as in training "
+        "(Grounding DINO and SAM in --models).",
+        metavar="WORD",
+        show_default=False,
+    ),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="Picture that is 0 outside the subject: put it on white and crop to it.")
+]
+SuiteMask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Folder of SUBJECT.png, 0 outside the subject; or one file for one subject."),
+]
+Box = Annotated[str | None, typer.Option("--box", help="x1,y1,x2,y2 in pixels of the reference: crop to the subject.")]
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps.", show_default="30", rich_help_panel=VIDEO)
 ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from videomaker.jobs.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from videomaker.jobs.prepare import Prepared
@@ -30,20 +30,8 @@ def show_messages(*, verbose: bool) -> None:
 
     handler = RichHandler(console=console(), show_time=False, show_path=False)
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
-    for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
+    for library in ("alembic", "httpx", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
-
-
-def quiet_libraries() -> None:
-    """Keeps loading bars and advice for programmers off the screen, unless the environment asks for them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

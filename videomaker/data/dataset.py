@@ -25,10 +25,8 @@ from .reference import (
     OBJECTS,
     Augmentation,
     augment_reference,
-    crop_to_box,
+    compose_reference,
     fill_frame,
-    mask_on_white,
-    pad_to_frame,
     to_tensor,
 )
 from .shards import clip_file, load_image
@@ -156,13 +154,15 @@ class ClipDataset(Dataset):
         return augment_reference(to_tensor(image), self.config.augmentation, rng)
 
     def _compose(self, ref: Reference, image: Image.Image, mask: Image.Image | None) -> Image.Image:
-        size = {"height": self.config.height, "width": self.config.width}
-        if mask:
-            image = mask_on_white(image, mask)
-        if self.config.crop_to_subject and ref.box:
-            return pad_to_frame(crop_to_box(image, ref.box), **size)
         # A picture of its own may have any shape and loses nothing; a frame is cut like the other frames.
-        return pad_to_frame(image, **size) if ref.image else fill_frame(image, **size)
+        return compose_reference(
+            image,
+            height=self.config.height,
+            width=self.config.width,
+            mask=mask,
+            box=ref.box if self.config.crop_to_subject else None,
+            cut=not ref.image,
+        )
 
 
 def decode_window(video: Video, config: DataConfig, *, position: float) -> torch.Tensor:

@@ -42,7 +42,7 @@ def load_image(root: Path, clip: Clip, name: str) -> Image.Image:
     """
     source = clip_file(root, clip, name)
     try:
-        return load_reference(source) if isinstance(source, Path) else Image.open(source).convert("RGB")
+        return load_reference(source, name=name if isinstance(source, io.BytesIO) else None)
     except (InputError, OSError) as error:
         raise ClipError("bad reference", str(error)) from error
 

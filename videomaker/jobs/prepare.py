@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from videomaker import default_model_path, media
+from videomaker import media
 from videomaker.compiled import Bucket
 from videomaker.errors import InputError
 from videomaker.kernels import choose_backend
 from videomaker.pipeline import VideoMakerPipeline
 
+from .defaults import PAPER_SETTINGS, generation_defaults, model_folder
 from .record import component_digests
 from .request import Job, ModelSpec, Recipe, Settings
 
@@ -26,17 +27,6 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
-# What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
-_GENERATION_KEYS = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "negative_prompt": "negative_prompt",
-    "width": "width",
-    "height": "height",
-    "num_frames": "frames",
-    "fps": "fps",
-}
 
 
 @dataclass(frozen=True)
@@ -78,11 +68,6 @@ def _resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used here: choose auto, cpu, cuda or mps") from error
     return device
-
-
-def model_folder(source: str) -> Path:
-    """The folder of a model: `"default"` is the embedded one."""
-    return default_model_path() if source == "default" else Path(source)
 
 
 def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
@@ -143,21 +128,6 @@ def _adapter_folder(folder: str) -> str:
     if not Path(folder, "config.json").is_file():
         raise InputError(f"motion adapter {folder!r} is not a folder in the diffusers format (with config.json)")
     return folder
-
-
-def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
-    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user.
-
-    Raises:
-        InputError: the file is not JSON.
-    """
-    path = folder / "generation.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    settings = {_GENERATION_KEYS[key]: value for key, value in values.items() if key in _GENERATION_KEYS}
-    return Settings(**settings), values.get("note")
 
 
 def prepare(asked: Recipe) -> Prepared:

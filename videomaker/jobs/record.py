@@ -17,7 +17,9 @@ from videomaker.files import sha256
 
 from .request import Job, ModelSpec, Output, Recipe, Settings
 
-RECORD_VERSION = 1
+# 1: the reference's noise was drawn before the frames'; replayed so (`videomaker.jobs.draws`).
+# 2: the frames' first.
+RECORD_VERSION = 2
 
 
 def component_digests(pipe: Any) -> dict[str, str]:
@@ -69,13 +71,28 @@ def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[
     order: so the record of a batched video names the others as well.
     """
     videos = [_describe(job) for job in batch]
+    return describe_video(batch[index].path.name, videos, index, recipe, digests)
+
+
+def describe_video(
+    name: str, videos: Sequence[dict[str, Any]], index: int, recipe: Recipe, digests: dict[str, str]
+) -> dict[str, Any]:
+    """The record of `make_record`, for references that are no files here.
+
+    Args:
+        name: of the video's file.
+        videos: of the batch: `prompt`, `seed` and `references`, each with `path` and `sha256`.
+        index: of the video among them.
+        recipe: with nothing left open.
+        digests: of `component_digests`.
+    """
     return {
         "record_version": RECORD_VERSION,
-        "video": batch[index].path.name,
+        "video": name,
         **videos[index],
         **asdict(recipe),
         "components_sha256": digests,
-        "batch": {"index": index, "videos": videos} if len(batch) > 1 else None,
+        "batch": {"index": index, "videos": list(videos)} if len(videos) > 1 else None,
         "versions": versions(),
         "machine": machine(torch.device(recipe.model.device)),
     }
@@ -99,8 +116,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["record_version"] != RECORD_VERSION:
-            raise ValueError(f"its version is {record['record_version']}, this program reads {RECORD_VERSION}")
+        if record["record_version"] not in range(1, RECORD_VERSION + 1):
+            raise ValueError(f"its version is {record['record_version']}, this program reads 1 to {RECORD_VERSION}")
         recorded_recipe(record)
         path.with_name(record["video"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -110,6 +127,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing that decides a video's content and differs between two records; None when nothing does."""
+    if old["record_version"] != new["record_version"]:
+        return "an earlier version, which drew its noise in another order"
     for part in ("prompt", "seed", "settings", "output", "components_sha256"):
         if old[part] != new[part]:
             return _first_difference(part, old[part], new[part])

@@ -208,8 +208,8 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             negative_prompt: what the unconditional half hears; its reference is all zeros.
             num_videos_per_prompt: videos of each prompt.
             eta: of DDIM.
-            generator: the only source of randomness, the VAE's sample of the reference included; or a list, one for
-                each video, which then come out as if made alone.
+            generator: the only source of randomness: the frames' noise as AnimateDiff draws it, then the VAE's sample of
+                the reference; or a list, one for each video, which then come out as if made alone.
             latents: initial noise `[B·num_videos, C, F, height/8, width/8]`.
             reference_image_embeds: scaled VAE latents in place of pictures, `[B or 1, C, R, height/8, width/8]`.
             prompt_embeds, negative_prompt_embeds: `[B, L, E]`.
@@ -245,15 +245,16 @@ class VideoMakerPipeline(AnimateDiffPipeline):
         check_generators(generator, num_videos)
 
         text = self.encode_text(prompt, num_videos_per_prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        # The frames' noise comes first: a seed gives AnimateDiff's own, with any number of references.
+        noise = self.prepare_latents(
+            num_videos, self.unet.config.in_channels, num_frames, height, width,
+            text.dtype, self._execution_device, generator, latents,
+        )  # fmt: skip
         reference = self.encode_reference(
             reference_image, reference_image_embeds, prompt, num_prompts, num_videos_per_prompt,
             height, width, generator,
         )  # fmt: skip
         self._check_length(num_frames, reference.shape[2])
-        noise = self.prepare_latents(
-            num_videos, self.unet.config.in_channels, num_frames, height, width,
-            text.dtype, self._execution_device, generator, latents,
-        )  # fmt: skip
         latents = self.denoise(
             noise, reference, text, guidance,
             num_inference_steps=num_inference_steps,
