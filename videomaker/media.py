@@ -5,7 +5,6 @@ Frames are arrays `[F, H, W, 3]` of uint8 RGB throughout.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -16,21 +15,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from videomaker.errors import InputError
+from videomaker.media_limits import default_upscale
 from videomaker.pictures import MAX_PIXELS, decode_reference, load_labels, load_reference
 
 __all__ = [
     "MAX_PIXELS", "contact_sheet", "decode_reference", "default_upscale", "enlarge", "fit_reference",
-    "list_images", "load_labels", "load_reference", "read_frames", "sheet_row", "write", "write_frames", "write_gif",
-    "write_mp4",
+    "list_images", "load_labels", "load_reference", "local_url", "read_frames", "sheet_row", "write",
+    "write_frames", "write_gif", "write_mp4",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 DRAWING_SIDE = 64  # pictures up to this are enlarged without smoothing
-TINY_SIDE = 128  # videos with a shorter side up to this are enlarged ...
-VISIBLE_SIDE = 256  # ... to at least this, unless asked otherwise
 SHEET_FRAMES = 8
 SHEET_TILE = 192
 SHEET_GAP = 8
+SHEET_ROW = SHEET_TILE + 24  # pixels: the tile and its caption
 SHEET_COLOUR = (244, 244, 244)  # not white, which references often have around the subject
 
 
@@ -63,12 +62,6 @@ def fit_reference(image: Image.Image, width: int, height: int, fit: str) -> Imag
     return image.resize(size, resampling)
 
 
-def default_upscale(height: int, width: int) -> int:
-    """How many times a video is enlarged when written: more than once only when it is tiny."""
-    short_side = min(height, width)
-    return math.ceil(VISIBLE_SIDE / short_side) if short_side <= TINY_SIDE else 1
-
-
 def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
     """Repeats every pixel `factor` times along height and width, so that small videos stay sharp."""
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -96,7 +89,9 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+    with av.open(
+        local_url(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
+    ) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -110,6 +105,11 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def local_url(path: str | Path) -> str:
+    """A path as FFmpeg takes it: without the scheme, `12:30.mp4` and `pipe:0` would name protocols."""
+    return f"file:{path}"
 
 
 def write_gif(path: Path, frames: np.ndarray, *, fps: float) -> None:
@@ -138,7 +138,7 @@ def read_frames(path: Path) -> np.ndarray:
     if path.suffix == ".gif":
         with Image.open(path) as image:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
-    with av.open(path) as container:
+    with av.open(local_url(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -148,7 +148,7 @@ def sheet_row(references: Sequence[Image.Image], frames: np.ndarray, caption: st
     tiles = [*map(_tile, references), *(_tile(Image.fromarray(frames[index])) for index in picked)]
     gaps = [SHEET_GAP] * (len(tiles) - 1)
     gaps[len(references) - 1] *= 3  # sets the references apart
-    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_TILE + 24), SHEET_COLOUR)
+    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_ROW), SHEET_COLOUR)
     left = 0
     for tile, gap in zip(tiles, [*gaps, 0], strict=True):
         row.paste(tile, (left, (SHEET_TILE - tile.height) // 2))

@@ -187,8 +187,8 @@ def python_picture(value: Image.Image | np.ndarray | torch.Tensor, name: str = "
     """A picture given in Python, meaning what it means in a file.
 
     Args:
-        value: a PIL image; or an array `[H, W]`, `[H, W, 1 | 3 | 4]` or a tensor `[1 | 3 | 4, H, W]`, of uint8 in 0..255
-            or floating in 0..1. A fourth channel is alpha.
+        value: a PIL image; or an array `[H, W]`, `[H, W, 1 | 3 | 4]` or a tensor `[1 | 3 | 4, H, W]`, of uint8 in
+            0..255 or floating in 0..1. A fourth channel is alpha.
         name: what messages call it.
 
     Returns:

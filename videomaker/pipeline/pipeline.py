@@ -208,7 +208,7 @@ class VideoMakerPipeline(AnimateDiffPipeline):
             negative_prompt: what the unconditional half hears; its reference is all zeros.
             num_videos_per_prompt: videos of each prompt.
             eta: of DDIM.
-            generator: the only source of randomness: the frames' noise as AnimateDiff draws it, then the VAE's sample of
+            generator: the only source of randomness: the frames' noise as AnimateDiff draws it, then the sample of
                 the reference; or a list, one for each video, which then come out as if made alone.
             latents: initial noise `[B·num_videos, C, F, height/8, width/8]`.
             reference_image_embeds: scaled VAE latents in place of pictures, `[B or 1, C, R, height/8, width/8]`.
