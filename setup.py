@@ -13,6 +13,7 @@ CORE = [
     "safetensors>=0.4",
     "numpy>=1.26",
     "pillow>=10.3",
+    "pydantic>=2.9",
     "av>=14",
     "typer>=0.15",
     "rich>=13",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from videomaker import __version__
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory, atomic_path
+from videomaker.files import atomic_directory, atomic_path, check_replaceable
 from videomaker.weights import save_partial
 
 from .best import FOLDER, read_best
@@ -119,9 +119,10 @@ def export_run(
     if task == "subject" and not (whole or run.config.method.train_all):
         return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
+    check_replaceable(out, _is_export)
     if out.suffix == ".safetensors":
         raise InputError(f"{out} is a file, but this run trained every parameter and gives a folder; name a folder")
-    with atomic_directory(out) as temporary:
+    with atomic_directory(out, ours=_is_export) as temporary:
         _loaded(run, state).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
         if task != "autoencoder":
             (temporary / "generation.json").write_text(json.dumps(_generation_defaults(run)), encoding="utf-8")
@@ -129,13 +130,37 @@ def export_run(
     return out
 
 
+_CARD_START = "---\nlibrary_name: videomaker\n"
+_EXPORTED = (
+    "README.md", "generation.json", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors",
+    "unet", "vae", "text_encoder", "tokenizer", "scheduler",
+)  # fmt: skip
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds what `export_run` wrote, and nothing else."""
+    return _is_card(folder / "README.md") and all(path.name in _EXPORTED for path in folder.iterdir())
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        return path.read_bytes().startswith(_CARD_START.encode())
+    except OSError:
+        return False
+
+
 def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
+    card_file = out.with_suffix(".md")
+    if card_file.exists() and not _is_card(card_file):
+        raise InputError(f"{card_file} is where the model card goes, and it is another file: give another --out")
+    if out.exists() and not card_file.exists():
+        raise InputError(f"{out} is there without its model card: give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = "" if any(map(is_lora_name, state)) else "unet."  # diffusers wants it for adapters
     tensors = {name.removeprefix(prefix): value for name, value in state.items()}
     about = {"videomaker": __version__, "steps": str(run.found.step), "config": save_config(run.config)}
     save_partial(tensors, out, dtype=DTYPES[dtype], metadata=about)
-    with atomic_path(out.with_suffix(".md")) as temporary:
+    with atomic_path(card_file) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return out
 
@@ -190,9 +215,7 @@ def model_card(run: Run, *, dtype: str, ema: bool) -> str:
     config, state = run.config, run.found.state
     kind = {"subject": "subject-driven video", "text": "text to video", "autoencoder": "a video frame autoencoder"}
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in state["metrics"].items())
-    return f"""---
-library_name: videomaker
-tags: [{config.task}, video-generation]
+    return f"""{_CARD_START}tags: [{config.task}, video-generation]
 ---
 # {run.folder.name}: {kind[config.task]}
 

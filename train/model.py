@@ -200,6 +200,7 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)
+        pipeline.register_to_config(use_pisa=False)  # or its samples would be refused as without their subject
     if method.lora.rank:
         add_lora(unet, method.lora, seed=config.seed)
     else:

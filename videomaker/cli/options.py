@@ -103,7 +103,8 @@ SuiteMask = Annotated[
 ]
 Box = Annotated[str | None, typer.Option("--box", help="x1,y1,x2,y2 in pixels of the reference: crop to the subject.")]
 Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Denoising steps.", show_default="30", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--steps", min=1, max=10_000, help="Denoising steps.", show_default="30", rich_help_panel=VIDEO),
 ]
 Guidance = Annotated[
     float | None,
@@ -113,13 +114,16 @@ NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What the video should not show.", rich_help_panel=VIDEO)
 ]
 Width = Annotated[
-    int | None, typer.Option("--width", min=1, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--width", min=1, max=4096, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Height = Annotated[
-    int | None, typer.Option("--height", min=1, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--height", min=1, max=4096, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Frames = Annotated[
-    int | None, typer.Option("--frames", min=1, help="Frames.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--frames", min=1, max=10_000, help="Frames.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Fps = Annotated[
     float | None,
@@ -136,7 +140,9 @@ Fit = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    typer.Option("--batch-size", min=1, help="Videos that go through the model together.", rich_help_panel=RESULT),
+    typer.Option(
+        "--batch-size", min=1, max=1024, help="Videos that go through the model together.", rich_help_panel=RESULT
+    ),
 ]
 FileFormat = Annotated[
     Literal["mp4", "gif", "frames"] | None,

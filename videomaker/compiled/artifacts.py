@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from videomaker.digests import sha256
 from videomaker.environment import machine, versions
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory
+from videomaker.files import atomic_directory, check_replaceable, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +34,36 @@ def save(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "defaul
     """Writes what this process compiled, after `pipe.compile` with the same `mode`.
 
     Raises:
-        InputError: nothing has been compiled.
+        InputError: nothing has been compiled, or the folder holds other files.
         OSError: the folder cannot be written.
     """
+    check_place(folder)
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
         raise InputError("nothing was compiled in this process; call compile() before saving")
     key = {**describe(pipe, mode), "sha256": sha256(saved[0])}
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, ours=_is_ours) as temporary:
         (temporary / CODE_FILE).write_bytes(saved[0])
         (temporary / KEY_FILE).write_text(json.dumps(key, indent=2) + "\n")
     return Path(folder)
+
+
+def check_place(folder: str | os.PathLike) -> None:
+    """Refuses a folder that holds anything but artifacts: to be called before compiling.
+
+    Raises:
+        InputError: it holds other files.
+    """
+    check_replaceable(Path(folder), _is_ours)
+
+
+def _is_ours(folder: Path) -> bool:
+    if {path.name for path in folder.iterdir()} != {KEY_FILE, CODE_FILE}:
+        return False
+    try:
+        return {"architecture", "sha256"} <= read_json(folder / KEY_FILE).keys()
+    except InputError:
+        return False
 
 
 def load(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "default") -> str:

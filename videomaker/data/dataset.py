@@ -29,7 +29,7 @@ from .reference import (
     fill_frame,
     to_tensor,
 )
-from .shards import clip_file, load_image
+from .shards import clip_file, load_image, load_mask
 from .video import ClipError, Video, open_video
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class ClipDataset(Dataset):
         candidates = clip.refs or spread_frames(video.num_frames)
         ref = candidates[rng.integers(len(candidates))]
         image = load_image(self.root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
-        mask = load_image(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
+        mask = load_mask(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
         try:
             image = self._compose(ref, image, mask)
         except ValueError as error:

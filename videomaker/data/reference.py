@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from videomaker.pictures import load_labels
+
 WHITE = (255, 255, 255)
+
+
+def read_mask(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """A mask by its labels (`videomaker.pictures.load_labels`): 255 where the subject is, 0 elsewhere, mode "L".
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return Image.fromarray(np.uint8(255) * (load_labels(source, name=name) != 0))
 
 
 def mask_on_white(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
 from .manifest import Clip, read_manifest, write_manifest
+from .reference import read_mask
 from .video import ClipError, probe
 
 
@@ -42,8 +43,21 @@ def load_image(root: Path, clip: Clip, name: str) -> Image.Image:
     """
     source = clip_file(root, clip, name)
     try:
-        return load_reference(source) if isinstance(source, Path) else Image.open(source).convert("RGB")
+        return load_reference(source, name=name if isinstance(source, io.BytesIO) else None)
     except (InputError, OSError) as error:
+        raise ClipError("bad reference", str(error)) from error
+
+
+def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:
+    """A mask of a clip, by its labels: see `read_mask`.
+
+    Raises:
+        ClipError: it is missing or cannot be read.
+    """
+    source = clip_file(root, clip, name)
+    try:
+        return read_mask(source, name if clip.shard else None)
+    except InputError as error:
         raise ClipError("bad reference", str(error)) from error
 
 
@@ -139,7 +153,8 @@ def _pack(clip: Clip, key: str, root: Path) -> dict[str, str | bytes]:
         names = {"image": ref.image and f"ref{number}.png", "mask": ref.mask and f"mask{number}.png"}
         for kind, name in names.items():
             if name:
-                sample[name] = _png(load_image(root, clip, getattr(ref, kind)), "RGB" if kind == "image" else "L")
+                read, mode = (load_image, "RGB") if kind == "image" else (load_mask, "L")
+                sample[name] = _png(read(root, clip, getattr(ref, kind)), mode)
         refs.append(ref.model_copy(update={kind: name and f"{key}.{name}" for kind, name in names.items()}))
     sample[suffix[1:]] = video.getvalue() if isinstance(video, io.BytesIO) else video.read_bytes()
     packed = clip.model_copy(update={"video": f"{key}{suffix}", "refs": tuple(refs), "shard": None})

@@ -21,7 +21,7 @@ from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
 from .highlight import Box, GroundingDino, HighlightSettings, Sam, find_subject
-from .reference import compose_reference
+from .reference import compose_reference, read_mask
 from .video import ClipError
 
 Finder = Callable[[Image.Image, str], tuple[np.ndarray, Box]]  # picture, word -> mask [H, W] bool, box in pixels
@@ -93,22 +93,6 @@ def open_finder(models: Path | None, *, device: str = "cpu", settings: Highlight
     return find
 
 
-def load_mask(path: Path) -> Image.Image:
-    """A mask as black and white: transparent and label 0 (black) are outside, every other value inside.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    load_reference(path)  # its checks, its words
-    with Image.open(path) as image:
-        # Labels, also of palettes and of 16 bits, mean what they are, not how they look.
-        values = np.asarray(image.getchannel("A") if "A" in image.getbands() else image)
-    inside = values > 0
-    if inside.ndim == 3:
-        inside = inside.any(axis=-1)
-    return Image.fromarray(inside.astype(np.uint8) * 255)
-
-
 def highlight_picture(
     image: Image.Image, highlight: Highlight, *, height: int, width: int, finder: Finder | None = None
 ) -> tuple[Image.Image, Box]:
@@ -123,7 +107,7 @@ def highlight_picture(
     Raises:
         InputError: the mask or the box does not fit, or the word finds no subject, several, or a small one.
     """
-    mask = None if highlight.mask is None else load_mask(highlight.mask)
+    mask = None if highlight.mask is None else read_mask(highlight.mask)
     box = highlight.box
     if mask is None and box is None:
         mask, box = _find(image, highlight.word, finder)

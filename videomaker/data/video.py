@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import av
 
+from videomaker.media import local_url
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -110,7 +112,8 @@ def open_video(source: VideoSource) -> Iterator[Video]:
         raise ClipError("missing", str(source))
     try:
         # genpts: AVI and the like store no presentation timestamps.
-        container = av.open(source if isinstance(source, io.BytesIO) else str(source), options={"fflags": "genpts"})
+        file = source if isinstance(source, io.BytesIO) else local_url(source)
+        container = av.open(file, options={"fflags": "genpts"})
     except av.FFmpegError as error:
         raise ClipError("not a video", error.strerror or "unreadable") from None
     with container:

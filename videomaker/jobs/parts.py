@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
 from videomaker.errors import InputError
 from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
 from videomaker.weights import load_text_encoder
-from videomaker.weights.single_file import is_single_file, load_base, load_motion_adapter
+from videomaker.weights.single_file import load_base, load_motion_adapter
 from videomaker.weights.single_file import load_vae as load_vae_file
-from videomaker.weights.sources import local_path, variant_of
+from videomaker.weights.sources import is_single_file, local_path, variant_of
 
 from .request import ModelSpec
 

@@ -6,17 +6,26 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from pydantic import ValidationError
 
 from videomaker.digests import sha256_of_all
-from videomaker.environment import machine, versions
 from videomaker.errors import InputError
-from videomaker.files import sha256
+from videomaker.files import read_json, sha256
+from videomaker.generation import first_problem
 
+from .places import record_path
 from .request import Job, ModelSpec, Output, Recipe, Settings
+from .schema import VideoFileRecord
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "RECORD_VERSION", "check_digests", "component_digests", "describe_video", "difference", "file_digest",
+    "make_record", "read_record", "record_path", "recorded_batch", "recorded_recipe", "write_record",
+]  # fmt: skip
 
 # 1: the reference's noise was drawn before the frames'; replayed so (`videomaker.jobs.draws`).
 # 2: the frames' first.
@@ -45,7 +54,9 @@ def _module_digest(module: torch.nn.Module) -> str:
     return sha256_of_all(_weights_in_order(module))
 
 
-def _weights_in_order(module: torch.nn.Module) -> Iterator[str | np.ndarray]:
+def _weights_in_order(module: torch.nn.Module) -> Iterator[Any]:
+    import torch  # a record is read, and a wrong one refused, without it
+
     for name, tensor in sorted(module.state_dict().items()):
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -60,11 +71,6 @@ def file_digest(path: Path) -> str:
     if not path.is_dir():
         return sha256(path)
     return _json_digest([sha256(file) for file in sorted(path.iterdir())])
-
-
-def record_path(video: Path) -> Path:
-    """Where the record of a video (or folder of frames) lies."""
-    return video.with_suffix(".json")
 
 
 def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[str, str]) -> dict[str, Any]:
@@ -89,6 +95,10 @@ def describe_video(
         recipe: with nothing left open.
         digests: of `component_digests`.
     """
+    import torch  # as above
+
+    from videomaker.environment import machine, versions
+
     return {
         "record_version": RECORD_VERSION,
         "video": name,
@@ -115,15 +125,17 @@ def read_record(path: Path) -> dict[str, Any]:
     """Reads a record.
 
     Raises:
-        InputError: the file is missing, or not a record of the version that is understood.
+        InputError: the file is missing, or not a record of a version that is understood.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["record_version"] not in range(1, RECORD_VERSION + 1):
-            raise ValueError(f"its version is {record['record_version']}, this program reads 1 to {RECORD_VERSION}")
-        recorded_recipe(record)
-        path.with_name(record["video"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_json(path)
+        if record.get("record_version") not in range(1, RECORD_VERSION + 1):
+            version = str(record.get("record_version"))[:40]
+            raise InputError(f"its version is {version}, this program reads 1 to {RECORD_VERSION}")
+        VideoFileRecord.model_validate(record)
+    except ValidationError as error:
+        raise InputError(f"{path} is not the record of a video: {first_problem(error)}") from error
+    except InputError as error:
         raise InputError(f"{path} is not the record of a video: {error}") from error
     return record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from videomaker.pipeline import VideoMakerPipeline
 
 from . import record
 from .draws import first_version_latents
+from .places import check_references, is_frames_folder
 from .prepare import Prepared, compile_for, warn_of_cut_prompts
 from .request import Job, Recipe, Settings
 
@@ -27,15 +27,10 @@ def pending_jobs(prepared: Prepared, jobs: Sequence[Job], *, overwrite: bool = F
     """The jobs whose videos are not there yet, or all of them with `overwrite`; checks what can be checked early.
 
     Raises:
-        InputError: a reference cannot be read, a result could not be written, or one is there that was made from
-            something else.
+        InputError: a reference cannot be read, or a result is there that was made from something else.
     """
-    for path in dict.fromkeys(path for job in jobs for path in job.references):
-        media.load_reference(path)
-    pending = [job for job in jobs if overwrite or not _is_done(job, prepared)]
-    for folder in {job.path.parent for job in pending}:
-        _check_writable(folder)
-    return pending
+    check_references(jobs)
+    return [job for job in jobs if overwrite or not _is_done(job, prepared)]
 
 
 def make_videos(
@@ -69,7 +64,8 @@ def make_videos(
     for batch in batches:
         videos = render(pipe, batch, recipe.settings, on_step)
         for index, (job, frames) in enumerate(zip(batch, videos, strict=True)):
-            write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, prepared.digests))
+            description = record.make_record(batch, index, recipe, prepared.digests)
+            write_result(job.path, frames, recipe, description | {"model_fingerprint": prepared.fingerprint})
             yield job
 
 
@@ -83,15 +79,6 @@ def _is_done(job: Job, prepared: Prepared) -> bool:
     if what := record.difference(record.read_record(path), wanted):
         raise InputError(f"{job.path} exists and was made with {what}: use --overwrite or another --output")
     return True
-
-
-def _check_writable(folder: Path) -> None:
-    """Finds out before the work whether its result could be written."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"output {folder}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"output {folder}: {existing} cannot be written")
 
 
 class OutOfMemory(InputError):
@@ -234,7 +221,8 @@ def write_result(path: Path, frames: np.ndarray, recipe: Recipe, description: di
         description: of `record.make_record`; the video's SHA-256 is added.
     """
     output = recipe.output
-    with atomic_directory(path) if output.format == "frames" else atomic_path(path) as temporary:
+    frames_folder = output.format == "frames"
+    with atomic_directory(path, ours=is_frames_folder) if frames_folder else atomic_path(path) as temporary:
         media.write(temporary, media.enlarge(frames, output.upscale), output.format, fps=recipe.settings.fps)
         description = {**description, "video_sha256": record.file_digest(temporary)}
         with atomic_path(record.record_path(path)) as temporary_record:
@@ -266,7 +254,6 @@ def replay(
     """
     jobs, index = record.recorded_batch(old, path, references)
     record.check_digests(old, prepared.digests)
-    _check_writable(path.parent)
     torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
     compile_for(prepared, [jobs])
     settings = prepared.recipe.settings

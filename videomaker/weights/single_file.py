@@ -23,17 +23,11 @@ from videomaker.errors import InputError
 from .checkpoint import read_state_dict
 
 FOLDER = Path(__file__).parent / "sd15"
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 # What tells the files of other models, by a part of a name.
 _OTHERS = {"conditioner.embedders": "Stable Diffusion XL", "cond_stage_model.model.": "Stable Diffusion 2"}
 
 State = Mapping[str, torch.Tensor]
-
-
-def is_single_file(source: str) -> bool:
-    """Whether a source names a file of weights rather than a folder or a model of the hub."""
-    return source.lower().endswith(SUFFIXES)
 
 
 @cache

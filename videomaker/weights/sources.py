@@ -8,12 +8,18 @@ from typing import Any
 
 from videomaker.errors import InputError
 
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FILES = ["*.json", "*.txt", "*.safetensors", "*.bin"]
 _UNUSED = ["*non_ema*", "*flax*", "*.onnx*", "safety_checker/*", "*ckpt*", "*openvino*"]
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model|pytorch_model)(?P<variant>\.\w+)?\.(safetensors|bin)(\.index\.json)?"
 )
+
+
+def is_single_file(source: str) -> bool:
+    """Whether a source names a file of weights rather than a folder or a model of the hub."""
+    return source.lower().endswith(SUFFIXES)
 
 
 def is_hub_name(source: str) -> bool:
