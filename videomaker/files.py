@@ -45,15 +45,17 @@ def atomic_directory(path: str | os.PathLike, *, ours: Callable[[Path], bool] | 
     """Yields an empty temporary sibling folder, which takes the place of `path` when the block ends well.
 
     Args:
-        path: the folder to make. What is there is replaced if it is an empty folder, or one that `ours` knows.
-        ours: whether a folder that is there holds what the same command made, and nothing else.
+        path: the folder to make.
+        ours: whether a folder that is there holds what the same command made, and nothing else; only such a one and an
+            empty one are replaced. Needed wherever the name comes from a user; None replaces any folder.
 
     Raises:
         InputError: something else is there; see `check_replaceable`.
         OSError: the folder cannot be created, or an existing `path` cannot be replaced.
     """
     path = Path(path)
-    check_replaceable(path, ours)
+    if ours is not None:
+        check_replaceable(path, ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     temporary.mkdir()
@@ -61,7 +63,8 @@ def atomic_directory(path: str | os.PathLike, *, ours: Callable[[Path], bool] | 
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
             _finish(file)
-        check_replaceable(path, ours)  # the work took its time
+        if ours is not None:
+            check_replaceable(path, ours)  # the work took its time
         _swap_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

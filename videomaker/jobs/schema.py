@@ -35,7 +35,7 @@ class VideoRecord(_Open):
 
     prompt: Annotated[str, Field(min_length=1, max_length=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    references: Annotated[list[ReferenceRecord], Field(min_length=1, max_length=1000)]
+    references: Annotated[list[ReferenceRecord], Field(max_length=1000)]
 
 
 class ModelRecord(_Part):
@@ -49,6 +49,8 @@ class ModelRecord(_Part):
     attention_backend: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
     offload: bool
     compile: bool
+    vae: Place | None = None  # from version 2 on, as the next
+    loras: Annotated[list[Place], Field(max_length=64)] = []
 
 
 class SettingsRecord(_Part):

@@ -54,7 +54,7 @@ class SamplingMixin:
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         rounds = self._free_init_num_iters if self.free_init_enabled else 1
-        scale = self._guidance_scale
+        scale: float = self.guidance_scale
         for iteration in range(rounds):
             self._guidance_scale = scale  # which a callback of the round before may have changed
             if self.free_init_enabled:

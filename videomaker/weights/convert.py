@@ -33,9 +33,9 @@ def convert_checkpoint(source: Path, output: Path, *, model: Path | None = None)
         raise InputError(f"output {output} must end in .safetensors")
     state = read_state_dict(source)
     architecture = _architecture(model, state)
-    state = aligned(state, architecture)
-    report = check_state_dict(architecture, state)
-    save_partial(state, output, metadata={"source": source.name, "source_sha256": sha256(source)})
+    weights = aligned(state, architecture)
+    report = check_state_dict(architecture, weights)
+    save_partial(weights, output, metadata={"source": source.name, "source_sha256": sha256(source)})
     return report
 
 
