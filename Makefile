@@ -10,12 +10,12 @@ endif
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint gpu default clean
+.PHONY: help install demo test lint docs gpu default clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-install: $(READY)  ## .venv with the package (editable), training and development tools
+install: $(READY)  ## .venv with the package (editable), training, serving and development tools
 
 .venv/.ready: setup.py pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,7 +23,7 @@ install: $(READY)  ## .venv with the package (editable), training and developmen
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools wheel
 	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
-	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,dev]'
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,serve,dev]'
 	@touch $@
 
 # A Python that is given is not changed but for this package itself; its torch, triton, numpy and pytest are used.
@@ -40,9 +40,13 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY)   ## all tests that need no GPU
 	$(PY) -P -m pytest tests  # -P: the folder kernels/ must not hide a package of that name
 
-lint: $(READY)   ## style and formatting
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+lint: $(READY)   ## style, formatting, types, the order of the rooms, import circles
+	$(PY) -P .ci/lint.py
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY)   ## the manual as a site: build/site/index.html
+	$(PY) -P .ci/lint.py --lay-out
+	$(PY) -P -m mkdocs build --strict
 
 gpu: $(READY)    ## everything that needs a CUDA device, one JSON: parity, gradients, benchmarks
 	$(PY) bench/gpu.py

@@ -22,7 +22,7 @@ import torch
 from measure import Limits, environment, gpu_state, kernel_names, measure, peak_memory
 from rivals import Rival, compile_merge, layer, ours, rivals
 from torch import Tensor
-from videomaker.kernels.testing import (
+from videomaker.kernels.accuracy import (
     error_band,
     errors,
     evaluate,
@@ -106,7 +106,7 @@ def draw(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 
 
 class Gate:
-    """Correctness before time: the last head of the last video against float64, by videomaker.kernels.testing."""
+    """Correctness before time: the last head of the last video against float64, by videomaker.kernels.accuracy."""
 
     def __init__(self, case: Case, dtype: torch.dtype, device: torch.device) -> None:
         self.case, self.tensors = case, draw(case, dtype, device)

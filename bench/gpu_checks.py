@@ -23,8 +23,8 @@ from rivals import Rival
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from videomaker.kernels import pisa_attention
+from videomaker.kernels.accuracy import error_band, errors, evaluate, failures, largest_score, poisoned_memory
 from videomaker.kernels.pisa.naive import pisa_naive
-from videomaker.kernels.testing import error_band, errors, evaluate, failures, largest_score, poisoned_memory
 
 triton_attention = partial(pisa_attention, backend="triton")
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def compare(tensors: list[Tensor], options: dict[str, float]) -> str | None:
-    """The Triton kernels against float64, by the rule of videomaker.kernels.testing."""
+    """The Triton kernels against float64, by the rule of videomaker.kernels.accuracy."""
     q, k, *_ = tensors
     references = options["num_ref_tokens"]
     exact = evaluate(pisa_naive, *(x.double() for x in tensors), **options)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from videomaker.kernels import pisa_attention
-from videomaker.kernels.pisa import library, partials
+from videomaker.kernels.pisa import partials, torch_kernels
 from videomaker.kernels.pisa.naive import pisa_naive
 
 
@@ -137,8 +137,8 @@ def _flex_mask(num_frames: int, frame_tokens: int, num_ref_tokens: int, device: 
 
 def library_partials(q: Tensor, k: Tensor, v: Tensor, *, kernel: str, **options: float) -> Tensor:
     """The (3F + 1) partials of the sdpa backend, from one library's kernels."""
-    if kernel in EXTRA_KERNELS and kernel not in library.KERNELS:
-        library.KERNELS[kernel] = EXTRA_KERNELS[kernel]()
+    if kernel in EXTRA_KERNELS and kernel not in torch_kernels.KERNELS:
+        torch_kernels.KERNELS[kernel] = EXTRA_KERNELS[kernel]()
     return partials.pisa_partials(q, k, v, kernel=kernel, **options)
 
 
@@ -179,7 +179,7 @@ class _Cudnn:
         )
 
 
-def _flash_attn_2() -> library.Kernel:
+def _flash_attn_2() -> torch_kernels.Kernel:
     module = importlib.import_module("flash_attn.flash_attn_interface")
     options = {
         "dropout_p": 0.0,
@@ -208,10 +208,10 @@ def _flash_attn_2() -> library.Kernel:
         )
         return tuple(x.transpose(1, 2) for x in grads)
 
-    return library.Kernel(forward, backward)
+    return torch_kernels.Kernel(forward, backward)
 
 
-def _flash_attn_4() -> library.Kernel:
+def _flash_attn_4() -> torch_kernels.Kernel:
     module = importlib.import_module("flash_attn.cute.interface")
 
     def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ def _flash_attn_4() -> library.Kernel:
         grads = module._flash_attn_bwd(q, k, v, out, grad_out.contiguous(), lse.contiguous(), softmax_scale=scale)
         return tuple(x.transpose(1, 2) for x in grads[:3])
 
-    return library.Kernel(forward, backward)
+    return torch_kernels.Kernel(forward, backward)
 
 
 EXTRA_KERNELS: dict[str, Callable[[], object]] = {

@@ -1,19 +1,31 @@
-"""Compiles every attention kernel without a GPU and reports what it became: `python bench/static.py`.
+"""Compiles every variant of the attention kernels without a GPU and reports what it became: `python bench/static.py`.
 
-For each architecture and head dim: registers and spilled stack per thread, shared memory, the matrix instruction, and
-how many programs fit on a multiprocessor. Exits with 1 when a kernel spills, or on sm_90 does without wgmma or waits
-for every single one. bfloat16, whole tiles, q, k and v as views of one fused projection of 8 heads.
+For each architecture, head dim and variant (whole and partial tiles, split or not, with and without queries of the
+reference, q, k and v fused or separate): registers and spilled stack per thread, shared memory, the matrix instruction,
+the instructions of the inner loop, and how many programs fit on a multiprocessor. Exits with 1 when a variant does not
+compile or spills more than 16 bytes, or on sm_90 does without wgmma or waits for every single one.
+
+    python bench/static.py --front-end          every variant through Triton's front end alone, in every dtype: a minute
+    python bench/static.py --usual              only what Stable Diffusion runs: whole tiles, no bias
+
+The machine's own Triton is used. Another version is tried from a folder of its own, which nothing else sees:
+
+    pip install --no-deps --target /tmp/triton-3.6 triton==3.6.0
+    PYTHONPATH=/tmp/triton-3.6 python bench/static.py
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
@@ -21,13 +33,14 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
-from videomaker.kernels.pisa import backward, forward, primitives
-from videomaker.kernels.pisa.configs import Config, head_widths, table_config
+from triton.compiler import CompiledKernel
+from variants import TYPE_NAMES, Variant, attention_variants, front_end
 
-HEADS = 8
-FP32_POINTERS = {"lse", "partials", "row_lse", "row_delta", "k_partials", "v_partials"}
 GPU_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+MAX_STACK = 16  # bytes; stored before the loop and loaded after it, they cost nothing
+MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
+# Head dims by their kind: one tile or two, with columns past the head or without, smaller than any dot.
+FRONT_END_HEAD_DIMS = (40, 64, 80, 37, 8)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Chip:
 
 CHIPS = [
     Chip("sm_80", GPUTarget("cuda", 80, 32), 164, 64, "sm_80"),
+    Chip("sm_86", GPUTarget("cuda", 86, 32), 100, 48, "sm_89"),
     Chip("sm_89", GPUTarget("cuda", 89, 32), 100, 48, "sm_89"),
     Chip("sm_90", GPUTarget("cuda", 90, 32), 228, 64, "sm_90"),
     Chip("sm_100", GPUTarget("cuda", 100, 32), 228, 64, "sm_100"),
@@ -53,73 +67,55 @@ CHIPS = [
 
 @dataclass(frozen=True)
 class Report:
-    """What one kernel became; `stack` and `shared` in bytes, `programs` per multiprocessor (None where not known)."""
+    """What one variant became; `stack` and `shared` in bytes, `programs` per multiprocessor (None where not known)."""
 
     chip: str
     kernel: str
     head_dim: int
-    tile: str
-    registers: int
-    stack: int
-    shared: int
-    matrix: str
-    programs: int | None
-    problem: str
+    mode: str
+    tiles: str
+    layout: str
+    config: str
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    matrix: str = "-"
+    loop: int = 0  # instructions of the inner loop, per warp and pair of tiles
+    programs: int | None = None
+    problem: str = ""
 
 
-def sources(head_dim: int, family: str) -> Iterator[tuple[str, triton.JITFunction, dict[str, object], Config]]:
-    """(name, kernel, compile-time arguments, configuration) of every kernel for one head dim."""
-    main, tail = head_widths(head_dim)
-    widths = {"MAIN": main, "TAIL": tail}
-    for name in ("forward", "forward_training"):
-        config = table_config(name, family, head_dim, torch.bfloat16)
-        pv_main, pv_tail = head_widths(head_dim, split=config.split_values)
-        constants = {"QK_MAIN": main, "QK_TAIL": tail, "PV_MAIN": pv_main, "PV_TAIL": pv_tail}
-        constants["SAVE"] = name == "forward_training"
-        yield name, forward.pisa_forward, constants | attention_constants(config, head_dim), config
-    for kernel in ("backward_query", "backward_key"):
-        config = table_config(kernel, family, head_dim, torch.bfloat16)
-        function = getattr(backward, f"pisa_{kernel}")
-        yield kernel, function, widths | attention_constants(config, head_dim), config
-    statistics = {"H": HEADS, "D": head_dim, "BLOCK": 64} | widths
-    yield "row_statistics", backward.pisa_row_statistics, statistics, Config(64, 0)
-    yield "sum_groups", primitives.sum_groups, {"BLOCK": 1024}, Config(1024, 0)
-
-
-def attention_constants(config: Config, head_dim: int) -> dict[str, object]:
-    """Compile-time arguments that the attention kernels share."""
-    strides = dict.fromkeys(("STRIDE_Q", "STRIDE_K", "STRIDE_V"), 3 * HEADS * head_dim)
-    blocks = {"BLOCK_Q": config.block_q, "BLOCK_K": config.block_k}
-    flags = {"EVEN": True, "SPLIT": False, "PRECISION": "ieee", "ALIGN": 8}
-    return {"H": HEADS, "D": head_dim} | strides | blocks | flags
-
-
-def compile_kernel(
-    function: triton.JITFunction, constants: dict[str, object], config: Config, target: GPUTarget
-) -> CompiledKernel:
-    """Compiles as a launch would: pointers and ALIGN known to be aligned, integers not specialised."""
-
-    def kind(name: str) -> str:
-        if name in constants:
-            return "constexpr"
-        if name.startswith("scale"):
-            return "fp32"
-        if name.startswith(("num_", "stride_")) or name == "size":
-            return "i32"
-        return "*fp32" if name in FP32_POINTERS else "*bf16"
-
-    signature = {name: kind(name) for name in function.arg_names}
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"
-    }
+def examine(chip: Chip, variant: Variant) -> Report:
+    """Compiles one variant and says what is wrong with it, if anything."""
+    config = variant.chosen(chip.family)
+    uses_dots = variant.kernel not in ("row_statistics", "sum_groups")
+    cap = f" cap {config.max_registers}" if config.max_registers and chip.target.backend == "cuda" else ""
+    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}{cap}" if uses_dots else "-"
+    tiles = f"{'whole' if variant.even else 'partial'}{', split' * variant.split}"
+    names = (chip.name, variant.kernel, variant.head_dim, variant.mode, tiles, variant.layout, tile)
     options = config.launch_options()
-    if target.backend == "hip":
+    if chip.target.backend == "hip":
         options.pop("maxnreg", None)
-    return triton.compile(ASTSource(function, signature, constants, aligned), target=target, options=options)
+    try:
+        kernel = triton.compile(variant.source(chip.family), target=chip.target, options=options)
+    except Exception as error:
+        return Report(*names, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:120]}")
+    usage = nvidia_usage(kernel) if chip.target.backend == "cuda" else amd_usage(kernel)
+    serialised = usage.pop("serialised")
+    shared = kernel.metadata.shared
+    problems = {
+        "spills": usage["stack"] > MAX_STACK,
+        "no wgmma": chip.name == "sm_90" and uses_dots and usage["matrix"] != "wgmma.mma_async",
+        "serialised wgmma": serialised,
+        "too much shared memory": shared > (chip.shared_kib - 1) * 1024,
+    }
+    programs = programs_per_multiprocessor(chip, usage["registers"], shared, config.num_warps)
+    problem = ", ".join(problem for problem, found in problems.items() if found)
+    return Report(*names, **usage, shared=shared, programs=programs, problem=problem)
 
 
 def nvidia_usage(kernel: CompiledKernel) -> dict[str, object]:
-    """Registers, stack, matrix instruction and whether wgmma is serialised, from the machine code."""
+    """Registers, stack, matrix instruction, inner loop and whether wgmma is serialised, from the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -128,11 +124,30 @@ def nvidia_usage(kernel: CompiledKernel) -> dict[str, object]:
             for tool, flags in (("cuobjdump", ["--dump-resource-usage"]), ("nvdisasm", ["-c"]))
         )
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
-    instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
-    matrix = next((name for name in instructions if name in kernel.asm["ptx"]), "-")
+    matrix = next((name for name in MATRIX_INSTRUCTIONS if name in kernel.asm["ptx"]), "-")
     # Short of registers, ptxas waits after every wgmma: each then has a WARPGROUP.ARRIVE of its own.
     serialised = matrix == "wgmma.mma_async" and assembly.count("WARPGROUP.ARRIVE") >= assembly.count("HGMMA")
-    return {"registers": numbers["REG"], "stack": numbers["STACK"], "matrix": matrix, "serialised": serialised}
+    found = {"registers": numbers["REG"], "stack": numbers["STACK"], "matrix": matrix, "loop": inner_loop(assembly)}
+    return found | {"serialised": serialised}
+
+
+def inner_loop(assembly: str) -> int:
+    """Instructions of the longest innermost loop with a matrix instruction in it; 0 without one."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+    loops = []
+    for end, instruction in enumerate(instructions):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
+        start = labels.get(target[1], end + 1) if target else end + 1
+        if start <= end and any(re.search(r"MMA", x) for x in instructions[start : end + 1]):
+            loops.append((start, end))
+    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return max((end - start + 1 for start, end in innermost), default=0)
 
 
 def amd_usage(kernel: CompiledKernel) -> dict[str, object]:
@@ -143,6 +158,7 @@ def amd_usage(kernel: CompiledKernel) -> dict[str, object]:
         "registers": numbers["vgpr_count"],
         "stack": numbers["private_segment_fixed_size"],
         "matrix": "v_mfma" if "v_mfma" in assembly else "-",
+        "loop": 0,
         "serialised": False,
     }
 
@@ -157,33 +173,30 @@ def programs_per_multiprocessor(chip: Chip, registers: int, shared: int, num_war
     return min(by_registers, by_shared, chip.max_warps // num_warps)
 
 
-def examine(
-    chip: Chip, name: str, function: triton.JITFunction, constants: dict[str, object], config: Config, head_dim: int
-) -> Report:
-    """Compiles one kernel and says what is wrong with it, if anything."""
-    kernel = compile_kernel(function, constants, config, chip.target)
-    usage = nvidia_usage(kernel) if chip.target.backend == "cuda" else amd_usage(kernel)
-    shared = kernel.metadata.shared
-    uses_dots = "PRECISION" in constants
-    problems = {
-        "spills": usage["stack"] > 0,
-        "no wgmma": chip.name == "sm_90" and uses_dots and usage["matrix"] != "wgmma.mma_async",
-        "serialised wgmma": usage["serialised"],
-        "too much shared memory": shared > (chip.shared_kib - 1) * 1024,
-    }
-    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}" if uses_dots else "-"
-    return Report(
-        chip=chip.name,
-        kernel=name,
-        head_dim=head_dim,
-        tile=tile,
-        registers=usage["registers"],
-        stack=usage["stack"],
-        shared=shared,
-        matrix=usage["matrix"],
-        programs=programs_per_multiprocessor(chip, usage["registers"], shared, config.num_warps),
-        problem=", ".join(problem for problem, found in problems.items() if found),
-    )
+def front_end_variants() -> Iterator[Variant]:
+    """What the front end must accept: every kernel and flag, every dtype, every kind of head, and huge strides."""
+    for head_dim, dtype in itertools.product(FRONT_END_HEAD_DIMS, TYPE_NAMES):
+        yield from attention_variants(head_dim, dtype, layouts=("separate",))
+    for variant in attention_variants(40, layouts=("separate",)):
+        yield replace(variant, large_strides=True)
+
+
+def sweep_front_end(chips: list[Chip], most: int | None = None) -> list[str]:
+    """Failures of the front end. Every variant goes to one chip, in turn, so that each kind meets each chip.
+
+    The front end knows of a chip only which dots and dtypes it has; the first and every eleventh variant go to all.
+    With `most`, that many variants, evenly spread.
+    """
+    variants = list(front_end_variants())
+    step = max(1, len(variants) // most) if most else 1
+    failures, done = [], 0
+    for number, variant in enumerate(variants[::step]):
+        for chip in chips if number % 11 == 0 else [chips[number % len(chips)]]:
+            problem = front_end(variant, chip.target, chip.family)
+            failures += [f"{chip.name}, {variant}: {problem}"] if problem else []
+            done += 1
+    print(f"{done} combinations through the front end of Triton {triton.__version__}, {len(failures)} failed")
+    return failures
 
 
 def markdown(reports: list[Report]) -> str:
@@ -192,26 +205,47 @@ def markdown(reports: list[Report]) -> str:
     rows = [names, ["---"] * len(names)]
     rows += [["" if value is None else str(value) for value in asdict(report).values()] for report in reports]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return (
-        f"Triton {triton.__version__}, bfloat16, {HEADS} heads; `python bench/static.py` makes this table.\n\n{lines}\n"
-    )
+    return f"Triton {triton.__version__}, bfloat16, 8 heads; `python bench/static.py` makes this table.\n\n{lines}\n"
+
+
+def jobs(options: argparse.Namespace) -> list[tuple[Chip, Variant]]:
+    """What to compile."""
+    chips = [chip for chip in CHIPS if chip.name in options.arch]
+    variants = [variant for head_dim in options.head_dim for variant in attention_variants(head_dim)]
+    if options.usual:
+        variants = [v for v in variants if v.even and v.layout == "separate" and v.mode == "pisa"]
+    return list(itertools.product(chips, variants))
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [chip.name for chip in CHIPS]
+    parser.add_argument("--arch", nargs="+", choices=names, default=names)
+    parser.add_argument("--head-dim", nargs="+", type=int, default=[40, 64, 80, 128, 160], metavar="D")
+    parser.add_argument("--usual", action="store_true", help="only whole tiles of separate q, k and v, with no bias")
+    parser.add_argument("--front-end", action="store_true", help="no machine code: only whether Triton takes them")
+    parser.add_argument("--most", type=int, metavar="COUNT", help="at most so many variants for --front-end")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes side by side")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write static.md and static.json there")
+    return parser.parse_args()
 
 
 def main() -> int:
     """Prints a table; with --json one JSON document instead; --output writes static.md and static.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="+", choices=[chip.name for chip in CHIPS], default=[c.name for c in CHIPS])
-    parser.add_argument("--head-dim", nargs="+", type=int, default=[40, 80, 160], metavar="D")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write static.md and static.json there")
-    options = parser.parse_args()
-    reports = []
-    for chip in (chip for chip in CHIPS if chip.name in options.arch):
-        for head_dim in options.head_dim:
-            for source in sources(head_dim, chip.family):
-                reports.append(examine(chip, *source, head_dim))
-                print(f"{chip.name} D={head_dim} {source[0]}: {reports[-1].problem or 'ok'}", file=sys.stderr)
-    document = {"triton": triton.__version__, "kernels": [asdict(report) for report in reports]}
+    options = parse()
+    if options.front_end:
+        failures = sweep_front_end([chip for chip in CHIPS if chip.name in options.arch], options.most)
+        print("\n".join(failures))
+        return int(bool(failures))
+    work, reports = jobs(options), []
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for report in pool.map(examine, *zip(*work, strict=True), chunksize=4):
+            reports.append(report)
+            label = f"{report.chip} D={report.head_dim} {report.kernel} {report.mode} {report.tiles} {report.layout}"
+            print(f"{label}: {report.problem or 'ok'}", file=sys.stderr, flush=True)
+    document = {"triton": triton.__version__, "torch": torch.__version__, "kernels": [asdict(x) for x in reports]}
     print(json.dumps(document) if options.json else markdown(reports))
     if options.output:
         (options.output / "static.md").write_text(markdown(reports))

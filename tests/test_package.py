@@ -47,6 +47,7 @@ def built(tmp_path_factory) -> Path:
 
 def test_every_module_imports_from_the_wheel(built, tmp_path):
     wheel = zipfile.ZipFile(next(built.glob("*.whl")))
+    assert "videomaker/py.typed" in wheel.namelist()  # its types are for users too
     wheel.extractall(tmp_path / "site")
     code = (
         "import importlib, pkgutil, videomaker\n"

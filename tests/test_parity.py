@@ -1,6 +1,6 @@
 """Every backend of pisa_attention against the naive path in float64: the output and all gradients.
 
-The limits are those of videomaker.kernels.testing. Triton runs in its interpreter where there is no GPU.
+The limits are those of videomaker.kernels.accuracy. Triton runs in its interpreter where there is no GPU.
 """
 
 import itertools
@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from videomaker.kernels import available_backends, choose_backend, pisa_attention
-from videomaker.kernels.pisa import api, library, partials
-from videomaker.kernels.pisa.naive import pisa_naive
-from videomaker.kernels.testing import (
+from videomaker.kernels.accuracy import (
     error_band,
     errors,
     evaluate,
@@ -24,6 +22,8 @@ from videomaker.kernels.testing import (
     largest_score,
     poisoned_memory,
 )
+from videomaker.kernels.pisa import api, partials, torch_kernels
+from videomaker.kernels.pisa.naive import pisa_naive
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16)
@@ -154,8 +154,8 @@ def test_a_wrong_kernel_fails() -> None:
 @pytest.mark.parametrize("kernel", ["math", "cpu" if DEVICE == "cpu" else "efficient"])
 def test_partials_in_groups_of_frames(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU runs: several frames in one call, here 3 and then 1; and the math kernel in slices of rows."""
-    monkeypatch.setattr(partials, "_groups", lambda frames, _: (slice(i, i + 3) for i in range(0, len(frames), 3)))
-    monkeypatch.setattr(library, "MATH_SCORES", 256)
+    monkeypatch.setattr(partials, "groups", lambda frames, _: (slice(i, i + 3) for i in range(0, len(frames), 3)))
+    monkeypatch.setattr(torch_kernels, "MATH_SCORES", 256)
     shape = Shape(2, 4, 16, 8, 2, 16)
     assert not shortfalls(partial(partials.pisa_partials, kernel=kernel), inputs(shape, torch.float32), shape)
 

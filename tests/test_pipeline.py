@@ -74,9 +74,9 @@ def naive_inference(pipe, prompts, images, negative, num_frames, steps, scale, s
         rng = generator(seed)
         pixels = torch.from_numpy(np.asarray(image)).float().permute(2, 0, 1)[None] / 127.5 - 1
         moments = pipe.vae.encode(pixels).latent_dist
+        x = torch.randn(1, 4, num_frames, *moments.mean.shape[2:], generator=rng)  # the frames' noise comes first
         reference = moments.mean + moments.std * torch.randn(moments.mean.shape, generator=rng)
         reference = (reference * pipe.vae.config.scaling_factor)[:, :, None]
-        x = torch.randn(1, 4, num_frames, *reference.shape[3:], generator=rng)
         timesteps = np.linspace(0, 999, steps).round()[::-1].astype(int)
         for t in timesteps:
             noise = eps(pipe, x, reference, int(t), prompt)

@@ -16,12 +16,19 @@ ONE_LEVEL = {
 }
 
 
-def full_loss_gradients(backend, *, checkpointing, compiled=False, unet=None, dtype=torch.float64, **method):
+def full_loss_gradients(
+    backend, *, checkpointing, compiled=False, unet=None, dtype=torch.float64, offload_activations=False, **method
+):
     """Gradients of the trained parameters of one micro-batch of two clips, by name."""
     pipeline = tiny_pipeline(**unet or {}).to(dtype=dtype)
     config = TrainConfig(
         method=MethodConfig(drop_image=0.0, **method),
-        model=ModelConfig(attention_backend=backend, gradient_checkpointing=checkpointing, compile=compiled),
+        model=ModelConfig(
+            attention_backend=backend,
+            gradient_checkpointing=checkpointing,
+            compile=compiled,
+            offload_activations=offload_activations,
+        ),
     )
     learner = prepare_denoiser(pipeline, config)
     learner.alphas_cumprod = learner.alphas_cumprod.to(dtype)

@@ -1,5 +1,6 @@
 """The numbers of a training step: draws, targets, weights, losses."""
 
+import pytest
 import torch
 from videomaker.train.config import MethodConfig
 from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
@@ -71,3 +72,21 @@ def test_a_dropped_reference_has_no_loss_of_its_own():
     assert found["video"] == 1
     assert found["reference"] == 2  # (2² + 0) / 2
     torch.testing.assert_close(found["loss"], torch.tensor(1.2))
+
+
+@pytest.mark.parametrize(("kind", "mean"), [("uniform", 500), ("early", 250), ("late", 750), ("logit_normal", 500)])
+def test_timesteps_are_drawn_where_asked(kind, mean):
+    timesteps = draws_of(MethodConfig(timesteps=kind)).timestep.double()
+    assert timesteps.min() >= 0 and timesteps.max() < 1000
+    # The widest of the four has a deviation of 289; the band is four of the mean of 1000 draws.
+    assert abs(timesteps.mean() - mean) < 37
+    if kind == "logit_normal":
+        assert timesteps.std() < 250
+
+
+def test_offset_noise_is_alike_in_all_pixels_and_frames():
+    plain, offset = draws_of(MethodConfig(), clips=3), draws_of(MethodConfig(offset_noise=0.1), clips=3)
+    difference = offset.noise - plain.noise  # [3, C, F, H, W]
+    assert torch.equal(offset.timestep, plain.timestep) and torch.equal(offset.drop_image, plain.drop_image)
+    torch.testing.assert_close(difference, difference[:, :, :1, :1, :1].expand_as(difference), rtol=0, atol=1e-6)
+    assert difference.flatten(2)[..., 0].unique().numel() == 12

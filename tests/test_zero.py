@@ -115,6 +115,14 @@ def test_a_killed_rank_costs_nothing_but_time(stages):
     assert not list(checkpoints.glob(".*"))
 
 
+def test_torchrun_starts_the_same_run(stages):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    arguments = ["--config", str(stages / "config.yaml"), f"output={stages}/torchrun", "steps=3", "checkpoint.every=0"]
+    done = run([*launcher, str(free_port()), "train/main.py", *arguments])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert curve(stages / "torchrun") == {step: loss for step, loss in curve(stages / "zero2").items() if step <= 3}
+
+
 def test_a_world_size_that_does_not_fit_is_refused_before_anything_starts(folder):
     done = run([sys.executable, "train/main.py", "--config", str(folder / "config.yaml"), "micro_batch_size=3"])
     assert done.returncode == 2

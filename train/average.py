@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -30,9 +33,28 @@ def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     if engine.zero_optimization_stage() == 0:
         master = _unpartitioned_masters(engine).get(parameter, parameter)
         return engine.basic_optimizer.state[master]["ema"] if kind == "ema" else master
-    if kind == "ema":
+    if kind == "weights":
+        return safe_get_full_fp32_param(parameter)
+    if engine.zero_optimization_stage() == 3:
         return safe_get_full_optimizer_state(parameter, "ema")
-    return safe_get_full_fp32_param(parameter)
+    return _joined_average(engine, parameter)
+
+
+def _joined_average(engine, parameter: nn.Parameter) -> torch.Tensor:
+    """ZeRO 1 and 2: the average from every rank's part. DeepSpeed's own way forgets what a checkpoint left out."""
+    whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
+    part = parameter._hp_mapping  # None on the ranks that hold none of it
+    if part is not None:
+        flat = engine.basic_optimizer.state[_flat_master(engine, part)]["ema"]
+        _fragment(part.lp_fragment_address, whole).copy_(_fragment(part.hp_fragment_address, flat))
+    dist.all_reduce(whole, group=parameter._dp_group)
+    return whole.view_as(parameter)
+
+
+def _flat_master(engine, part) -> torch.Tensor:
+    """This rank's flat fp32 weights that a parameter's part lies in."""
+    (master,) = engine.basic_optimizer.param_groups[part.param_group_index]["params"]
+    return master
 
 
 def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
@@ -43,13 +65,67 @@ def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
     return {half: master for halves, masters in pairs for half, master in zip(halves, masters, strict=True)}
 
 
+@contextmanager
+def average_left_out(engine) -> Iterator[None]:
+    """While this lasts, the optimizer's state is without the average, which a checkpoint has in a file of its own."""
+    state = engine.basic_optimizer.state
+    averages = {master: values.pop("ema") for master, values in state.items() if "ema" in values}
+    try:
+        yield
+    finally:
+        for master, average in averages.items():
+            state[master]["ema"] = average
+
+
+def has_average(engine) -> bool:
+    """Whether the optimizer keeps an average by now: not before its first step."""
+    return any("ema" in values for values in engine.basic_optimizer.state.values())
+
+
+@contextmanager
+def average_in_place(engine, *, wanted: bool = True) -> Iterator[bool]:
+    """While this lasts, the model computes with the moving average; then with the weights to the bit as before.
+
+    All ranks must enter it. Gives whether there is an average and it is `wanted`.
+    """
+    if not wanted or not has_average(engine):
+        yield False
+        return
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    kept = [_exchange(engine, p, _full_tensor(engine, p, "ema")) for p in trained]
+    try:
+        yield True
+    finally:
+        for parameter, value in zip(trained, kept, strict=True):
+            _exchange(engine, parameter, value)
+
+
+@torch.no_grad()
+def _exchange(engine, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """Gives a parameter a value; returns what it had, whole."""
+    if engine.zero_optimization_stage() < 3:
+        before = parameter.detach().clone()
+        parameter.copy_(value.view_as(parameter))
+        return before
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0):
+        before = parameter.detach().clone()
+        parameter.copy_(value.view_as(parameter))
+    return before
+
+
 def set_average(engine, average: dict[str, torch.Tensor]) -> None:
     """Gives every rank its share of a moving average that is whole in `average`, by parameter name."""
-    by_parameter = {
-        parameter: average[name].flatten() for name, parameter in engine.module.named_parameters() if name in average
-    }
+    by_parameter = {parameter: average[name] for name, parameter in engine.module.named_parameters() if name in average}
     state = engine.basic_optimizer.state
-    for master, pieces in _partitions(engine, by_parameter):
+    if engine.zero_optimization_stage() == 0:
+        masters = _unpartitioned_masters(engine)
+        for parameter, whole in by_parameter.items():
+            master = masters.get(parameter, parameter)
+            state[master]["ema"] = whole.to(master.device, master.dtype, copy=True).view_as(master)
+        return
+    for master, pieces in _partitions(engine, {p: whole.flatten() for p, whole in by_parameter.items()}):
         state[master]["ema"] = master.detach().clone()
         for start, piece in pieces:
             state[master]["ema"].narrow(0, start, piece.numel()).copy_(piece)
@@ -59,18 +135,12 @@ def _partitions(engine, whole: dict[nn.Parameter, torch.Tensor]):
     """This rank's flat fp32 masters, each with `(offset, values)` of the parameters' parts that lie in it."""
     zero = engine.optimizer
     if engine.zero_optimization_stage() < 3:
-        (master,) = engine.basic_optimizer.param_groups[0]["params"]
-        mappings = [(p._hp_mapping, values) for p, values in whole.items() if p._hp_mapping is not None]
-        yield (
-            master,
-            [
-                (
-                    m.hp_fragment_address.start,
-                    values.narrow(0, m.lp_fragment_address.start, m.lp_fragment_address.numel),
-                )
-                for m, values in mappings
-            ],
-        )
+        pieces_of: dict[torch.Tensor, list] = {}
+        for parameter, values in whole.items():
+            if (part := parameter._hp_mapping) is not None:
+                piece = part.hp_fragment_address.start, _fragment(part.lp_fragment_address, values)
+                pieces_of.setdefault(_flat_master(engine, part), []).append(piece)
+        yield from pieces_of.items()
         return
     for master, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
         pieces, start = [], 0
@@ -79,3 +149,7 @@ def _partitions(engine, whole: dict[nn.Parameter, torch.Tensor]):
             pieces.append((start, whole[parameter][dist.get_rank() * size :][:size]))
             start += size
         yield master, pieces
+
+
+def _fragment(address, values: torch.Tensor) -> torch.Tensor:
+    return values.narrow(0, address.start, address.numel)

@@ -21,7 +21,7 @@ from torch import distributed as dist
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
-from .average import gather_trained
+from .average import average_left_out, gather_trained, has_average
 from .checkpoint_files import MANIFEST, TAG, WEIGHTS, Found, Manifest, RecordingWriter, find_problem, read, sync
 from .config import CheckpointConfig
 
@@ -82,16 +82,17 @@ class Checkpoints:
 
         own_writer, engine.checkpoint_engine = engine.checkpoint_engine, writer
         try:
-            engine.save_checkpoint(
-                str(writer.root),
-                tag=TAG,
-                client_state={UNIVERSAL_CHECKPOINT_INFO: {}},
-                save_latest=False,
-                exclude_frozen_parameters=True,
-            )
+            with average_left_out(engine):
+                engine.save_checkpoint(
+                    str(writer.root),
+                    tag=TAG,
+                    client_state={UNIVERSAL_CHECKPOINT_INFO: {}},
+                    save_latest=False,
+                    exclude_frozen_parameters=True,
+                )
         finally:
             engine.checkpoint_engine = own_writer
-        for kind in ("weights", "ema") if ema else ("weights",):
+        for kind in ("weights", "ema") if ema and has_average(engine) else ("weights",):
             if tensors := gather_trained(engine, kind):
                 writer.save_bytes(save(tensors, metadata={"format": "pt"}), writer.root / WEIGHTS[kind])
 

@@ -20,9 +20,20 @@ class ModelConfig:
     vae: str = ""  # VAE folder that replaces the one in `path`
     from_scratch: tuple[str, ...] = ()  # components drawn at random from their config.json
     train_text_encoder: bool = False  # task `text` only
-    gradient_checkpointing: bool = True
+    # Recomputed in the backward pass: none | blocks (true) | all: motion modules too | auto: blocks, or all if need be
+    gradient_checkpointing: Literal["auto", "none", "blocks", "all"] | bool = "auto"
+    offload_activations: bool = False  # what is kept for the backward pass lies in the CPU's memory
     attention_backend: str = "auto"  # of videomaker.kernels.pisa_attention
     compile: bool = False  # the UNet through torch.compile: a minute or more before the first step, faster ones after
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters that are trained in place of the weights themselves (task `subject`)."""
+
+    rank: int = 0  # 0: off
+    alpha: float = 0.0  # the adapters count alpha / rank; 0: as the rank, so once
+    targets: tuple[Literal["attn1", "motion"], ...] = ("attn1", "motion")  # spatial self-attention, motion modules
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,14 @@ class MethodConfig:
     girl_weight: float = 0.1  # β of L = L_video + β·L_reg
     reference_cross_attention: bool = True
     update_motion: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
     train_all: bool = False  # every parameter of the UNet: where no trained base is at hand
     girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
     min_snr_gamma: float = 0.0  # 0: off (arXiv 2303.09556)
+    offset_noise: float = 0.0  # strength of noise that a channel has alike in all pixels and frames; 0: off
+    # Which noise levels are drawn: late (much noise) and early by a cubic, logit_normal the middle (arXiv 2403.03206)
+    timesteps: Literal["uniform", "early", "late", "logit_normal"] = "uniform"
     drop_text: float = 0.0  # rates; a dropped image is the zero latent
     drop_image: float = 0.05
     drop_both: float = 0.0
@@ -47,7 +62,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its schedule, and the moving average of the weights."""
+    """The optimizer, its schedule, and the moving average of the weights."""
 
     learning_rate: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
@@ -57,6 +72,10 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 1.0  # norm of the gradient; 0: off
     ema_decay: float = 0.0  # 0: off
+    # adamw8bit: bitsandbytes or torchao; prodigy: prodigyopt, with learning_rate=1; adafactor: zero.stage=0
+    name: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
+    attn1_learning_rate: float = 0.0  # of the spatial self-attention; 0: learning_rate
+    motion_learning_rate: float = 0.0  # of the motion modules; 0: learning_rate
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"  # of the optimizer
+    offload_parameters: Literal["none", "cpu"] = "none"  # stage 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,7 @@ class CheckpointConfig:
     every: int = 1000  # steps; 0: only at the end
     keep_last: int = 3
     keep_every: int = 0  # steps; these are never removed. 0: none
+    best: str = ""  # a column of held_out.csv, such as video_500: best/ keeps the weights where it is lowest. "": off
     resume: str = "auto"  # auto: the newest complete checkpoint of the run | none | a checkpoint folder
 
 
@@ -86,6 +107,7 @@ class ValidationConfig:
     batch_size: int = 2  # per device; two or more also give the reference gain
     levels: tuple[int, ...] = (100, 300, 500, 700, 900)  # timesteps
     split: str = "val"
+    weights: Literal["auto", "raw", "ema"] = "auto"  # judged, also by samples; auto: the moving average if there is one
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,7 @@ class LogConfig:
 
     every: int = 10
     wandb: str = ""  # project name; "": off
+    profile: int = 0  # steps after the first two that torch's profiler records into profile/; 0: off
 
 
 @dataclass(frozen=True)

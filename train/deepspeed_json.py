@@ -26,6 +26,8 @@ def deepspeed_json(config: TrainConfig, world_size: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero.stage}
     if config.zero.offload != "none":
         zero["offload_optimizer"] = {"device": config.zero.offload, "pin_memory": torch.cuda.is_available()}
+    if config.zero.offload_parameters != "none":
+        zero["offload_param"] = {"device": config.zero.offload_parameters, "pin_memory": torch.cuda.is_available()}
     derived = {
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,

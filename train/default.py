@@ -51,15 +51,21 @@ def write_untrained_model(out: Path, *, seed: int = 0) -> None:
             beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction", **ANIMATEDIFF_SCHEDULE
         ),
     )
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, ours=_is_model) as folder:
         pipeline.save_pretrained(folder)
         settings = {"num_frames": NUM_FRAMES, "fps": FPS, "num_inference_steps": 10, "guidance_scale": 2.0}
         (folder / "generation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is a model made here, which has no more than these files."""
+    known = {*COMPONENTS, "model_index.json", "generation.json", "README.md"}
+    return (folder / "model_index.json").is_file() and {path.name for path in folder.iterdir()} <= known
+
+
 def install(pipeline: Path, place: Path) -> None:
     """Puts a new model in `place`, whole or not at all; README.md and generation.json of the old one stay."""
-    with atomic_directory(place) as temporary:
+    with atomic_directory(place, ours=_is_model) as temporary:
         for component in COMPONENTS:
             shutil.copytree(pipeline / component, temporary / component)
         shutil.copy(pipeline / "model_index.json", temporary)
@@ -98,7 +104,7 @@ def main() -> None:
     train("sprites-base", options.overrides)
     train("sprites", options.overrides)
     install(export_run(FINAL, FINAL / "default", dtype="fp16", whole=True), options.place)
-    print(f"{options.place} holds the new model; run videomaker evaluate, and correct its README.md")
+    print(f"{options.place} holds the new model; run videomaker evaluate sprites, and correct its README.md")
 
 
 if __name__ == "__main__":

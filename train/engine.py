@@ -129,10 +129,14 @@ def initialize(learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any],
     """The DeepSpeed engine around `learner`, with optimizer state for its trainable parameters only."""
     import deepspeed
 
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = build_optimizer(config, parameters, device)
+    named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(config, named, device)
     engine, *_ = deepspeed.initialize(
-        model=learner, optimizer=optimizer, model_parameters=parameters, config=ds_json, dist_init_required=False
+        model=learner,
+        optimizer=optimizer,
+        model_parameters=list(named.values()),
+        config=ds_json,
+        dist_init_required=False,
     )
     return engine
 

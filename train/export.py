@@ -12,15 +12,19 @@ from safetensors.torch import load_file
 
 from videomaker import __version__
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory, atomic_path
+from videomaker.files import atomic_directory, atomic_path, check_replaceable
 from videomaker.weights import save_partial
 
+from .best import FOLDER, read_best
+from .best import WEIGHTS as WEIGHTS_OF_BEST
 from .checkpoint import Checkpoints
 from .checkpoint_files import WEIGHTS, Found
 from .config import TrainConfig
+from .lora import changed_names, is_lora_name, merge_lora, to_diffusers
 from .overrides import load_config, save_config
 from .run_folder import source_commit
 
+LORA_FILE = "lora.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -37,8 +41,16 @@ class Run:
         """Whether the run kept a moving average of its weights."""
         return (self.found.folder / WEIGHTS["ema"]).is_file()
 
-    def weights(self, ema: bool) -> dict[str, torch.Tensor]:
-        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`."""
+    def weights(self, ema: bool, *, best: bool = False) -> dict[str, torch.Tensor]:
+        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`.
+
+        Raises:
+            InputError: the best are wanted and the run kept none.
+        """
+        if best:
+            if not read_best(self.folder):
+                raise InputError(f"{self.folder} kept no best weights: train with checkpoint.best=…, or leave it out")
+            return load_file(self.folder / FOLDER / WEIGHTS_OF_BEST)
         return load_file(self.found.folder / WEIGHTS["ema" if ema else "weights"])
 
 
@@ -64,18 +76,23 @@ def export_run(
     dtype: str = "",
     ema: bool | None = None,
     whole: bool = False,
+    merge: bool = False,
+    best: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Writes what a run made, complete or not at all, and a model card beside it.
 
     A run of task `subject` gives a partial checkpoint with the names of the published ones, which
-    `load_videomaker_weights` reads; `text` gives a pipeline folder, `autoencoder` a VAE folder.
+    `load_videomaker_weights` reads; with LoRA, adapters that diffusers' `load_lora_weights` reads. `text` gives a
+    pipeline folder, `autoencoder` a VAE folder.
 
     Args:
         folder: the run.
         out: the file or folder to write; default in `folder/export`.
         dtype: "bf16", "fp16" or "fp32"; by default bf16, and fp32 for what the next training starts from.
         ema: the moving average of the weights, or not; `None`: if the run kept one.
+        best: the weights that `checkpoint.best` kept, not the newest; `ema` does not matter.
+        merge: of a run with LoRA, the changed weights themselves (as without LoRA), not the adapters.
         whole: a pipeline folder for a run of task `subject` as well, as one that trained everything always gives.
         report: hears about damaged checkpoints.
 
@@ -85,18 +102,27 @@ def export_run(
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
     run = open_run(folder, report=report)
-    dtype = dtype or ("bf16" if run.config.task == "subject" else "fp32")
+    lora = run.config.method.lora
+    if merge and not lora.rank:
+        raise InputError(f"{folder} was trained without LoRA, so there is nothing to merge: leave out --merge")
+    adapters = bool(lora.rank) and not (merge or whole)
+    dtype = dtype or ("bf16" if run.config.task == "subject" and not adapters else "fp32")
     ema = run.has_ema if ema is None else ema
     if ema and not run.has_ema:
         raise InputError(f"{folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999")
     task = run.config.task
-    state, card = run.weights(ema), model_card(run, dtype=dtype, ema=ema)
+    state, card = run.weights(ema, best=best), model_card(run, dtype=dtype, ema=ema)
+    if adapters:
+        return _export_partial(run, to_diffusers(state, lora), out or folder / "export" / LORA_FILE, dtype, card)
+    if lora.rank and not whole:
+        state = _merged(run, state)
     if task == "subject" and not (whole or run.config.method.train_all):
         return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
+    check_replaceable(out, _is_export)
     if out.suffix == ".safetensors":
         raise InputError(f"{out} is a file, but this run trained every parameter and gives a folder; name a folder")
-    with atomic_directory(out) as temporary:
+    with atomic_directory(out, ours=_is_export) as temporary:
         _loaded(run, state).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
         if task != "autoencoder":
             (temporary / "generation.json").write_text(json.dumps(_generation_defaults(run)), encoding="utf-8")
@@ -104,12 +130,37 @@ def export_run(
     return out
 
 
+_CARD_START = "---\nlibrary_name: videomaker\n"
+_EXPORTED = (
+    "README.md", "generation.json", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors",
+    "unet", "vae", "text_encoder", "tokenizer", "scheduler",
+)  # fmt: skip
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds what `export_run` wrote, and nothing else."""
+    return _is_card(folder / "README.md") and all(path.name in _EXPORTED for path in folder.iterdir())
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        return path.read_bytes().startswith(_CARD_START.encode())
+    except OSError:
+        return False
+
+
 def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
+    card_file = out.with_suffix(".md")
+    if card_file.exists() and not _is_card(card_file):
+        raise InputError(f"{card_file} is where the model card goes, and it is another file: give another --out")
+    if out.exists() and not card_file.exists():
+        raise InputError(f"{out} is there without its model card: give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name.removeprefix("unet."): value for name, value in state.items()}
+    prefix = "" if any(map(is_lora_name, state)) else "unet."  # diffusers wants it for adapters
+    tensors = {name.removeprefix(prefix): value for name, value in state.items()}
     about = {"videomaker": __version__, "steps": str(run.found.step), "config": save_config(run.config)}
     save_partial(tensors, out, dtype=DTYPES[dtype], metadata=about)
-    with atomic_path(out.with_suffix(".md")) as temporary:
+    with atomic_path(card_file) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return out
 
@@ -131,10 +182,19 @@ def _loaded(run: Run, state: dict[str, torch.Tensor]):
         config.model, dtype=torch.float32, seed=config.seed,
         reference_cross_attention=config.method.reference_cross_attention,
     )  # fmt: skip
+    if config.method.lora.rank:
+        merge_lora(pipeline.unet, state, config.method.lora)
+        return pipeline
     for component in ("unet", "text_encoder"):
         part = {n.removeprefix(f"{component}."): v for n, v in state.items() if n.startswith(f"{component}.")}
         getattr(pipeline, component).load_state_dict(part, strict=False)
     return pipeline
+
+
+def _merged(run: Run, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that a run's adapters change, with the adapters added, as a run without LoRA has them."""
+    unet = _loaded(run, state).unet
+    return {f"unet.{name}": unet.get_parameter(name) for name in changed_names(state)}
 
 
 def _generation_defaults(run: Run) -> dict[str, int | float]:
@@ -155,9 +215,7 @@ def model_card(run: Run, *, dtype: str, ema: bool) -> str:
     config, state = run.config, run.found.state
     kind = {"subject": "subject-driven video", "text": "text to video", "autoencoder": "a video frame autoencoder"}
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in state["metrics"].items())
-    return f"""---
-library_name: videomaker
-tags: [{config.task}, video-generation]
+    return f"""{_CARD_START}tags: [{config.task}, video-generation]
 ---
 # {run.folder.name}: {kind[config.task]}
 

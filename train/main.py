@@ -20,6 +20,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, metavar="PRESET_OR_YAML", help="a preset's name or a YAML file")
     parser.add_argument("--resume", metavar="auto|none|DIR", help="short for checkpoint.resume=…")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--memory", action="store_true", help="with --dry-run: count the memory, loading nothing")
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # given by the launcher, which also sets LOCAL_RANK
@@ -37,7 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, overrides)
         if options.dry_run:
             print(save_config(config), flush=True)
+            if options.memory:
+                from videomaker.train.memory_report import report
+
+                for line in report(config):
+                    print(line, flush=True)
             return 0
+        if options.memory:
+            raise InputError("--memory counts without training: give it with --dry-run")
         say(f"{config.output}: preset {config.preset or 'none'}; what differs: {differences(config) or 'nothing'}")
         train(config)
     except (InputError, OSError) as error:

@@ -6,8 +6,8 @@ Letters: B clips, C latent channels, F frames, R references, H×W latent size, L
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from videomaker.pipeline import VideoMakerPipeline
 
 from .config import MethodConfig, ModelConfig, TrainConfig
 from .engine import computes_bf16
+from .lora import add_lora
+from .recompute import KeepOnHost, checkpointing_mode, enable_checkpointing
 from .step import Draws, add_noise, girl_timestep, losses, min_snr_weight, target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "autocast": torch.float32}
@@ -40,6 +42,7 @@ class Denoiser(nn.Module):
         method: MethodConfig,
         *,
         autocast: bool = False,
+        offload_activations: bool = False,
     ):
         super().__init__()
         self.unet = unet
@@ -48,6 +51,7 @@ class Denoiser(nn.Module):
         self.prediction_type = scheduler.config.prediction_type
         self.method = method
         self.autocast = autocast
+        self.kept_activations: Callable[[], AbstractContextManager] = KeepOnHost if offload_activations else nullcontext
 
     def forward(
         self,
@@ -83,7 +87,7 @@ class Denoiser(nn.Module):
 
     def _predict(self, noised, noised_reference, draws: Draws, text) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = self.unet.dtype
-        with mixed_precision(self.autocast, noised.device):
+        with mixed_precision(self.autocast, noised.device), self.kept_activations():
             prompt_embeds = text if self.text_encoder is None else self.text_encoder(text)[0]
             if self.method.dropped_text == "zeros":
                 prompt_embeds = prompt_embeds.masked_fill(draws.drop_text.view(-1, 1, 1), 0)
@@ -196,13 +200,14 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)
-    everything = config.task == "text" or method.train_all
-    trained = None if everything else set(trainable_names(unet, method.update_motion))
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(trained is None or name in trained)
+        pipeline.register_to_config(use_pisa=False)  # or its samples would be refused as without their subject
+    if method.lora.rank:
+        add_lora(unet, method.lora, seed=config.seed)
+    else:
+        _choose_trained(unet, config)
     pipeline.text_encoder.requires_grad_(model.train_text_encoder)
-    if model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    mode = checkpointing_mode(model.gradient_checkpointing)
+    enable_checkpointing(unet, "blocks" if mode == "auto" else mode)
     if model.compile:
         unet.compile(dynamic=False)  # a run has few shapes and keeps them
     return Denoiser(
@@ -211,7 +216,15 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
         pipeline.scheduler,
         method,
         autocast=config.precision == "autocast",
+        offload_activations=model.offload_activations,
     )
+
+
+def _choose_trained(unet: UNetMotionModel, config: TrainConfig) -> None:
+    everything = config.task == "text" or config.method.train_all
+    trained = None if everything else set(trainable_names(unet, config.method.update_motion))
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(trained is None or name in trained)
 
 
 def _remove_pisa(unet: UNetMotionModel) -> None:

@@ -81,6 +81,10 @@ class Monitor:
         """Shows a picture `[H, W, 3]`, uint8."""
         if self.active:
             self._board.add_image(name, pixels, step, dataformats="HWC")
+            if self._wandb:
+                from wandb import Image
+
+                self._wandb.log({name: Image(pixels)}, step=step)
 
     def say(self, message: str) -> None:
         """Prints a line without breaking the progress bar."""

@@ -1,18 +1,23 @@
-"""The optimizer: AdamW that refuses a step on demand and keeps a moving average, and its learning rate."""
+"""The optimizer by name, which refuses a step on demand and keeps a moving average, and its learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+from videomaker.attention import is_spatial_self_attention
+
+from . import optimizers
 from .config import OptimizerConfig, TrainConfig
 
 
 class _GuardedStep:
-    """Mixed into an Adam: refuses an update on demand or when a gradient is not finite, and keeps a moving average.
+    """Mixed into an optimizer: refuses an update on demand or with a gradient that is not finite; keeps an average.
 
     The average is part of the optimizer's state, so that ZeRO spreads it over the devices and saves it with the rest.
     DeepSpeed hands over flat fp32 master weights, whatever the stage and precision.
@@ -52,31 +57,42 @@ class _GuardedStep:
             state["ema"].lerp_(parameter, 1 - self.ema_decay)
 
 
-class GuardedAdamW(_GuardedStep, torch.optim.AdamW):
-    """torch's AdamW with the guard and the moving average."""
+def build_optimizer(
+    config: TrainConfig, named: Mapping[str, nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer that `config.optimizer.name` names, over one group of parameters for every rate.
 
+    Args:
+        config: of the run.
+        named: the trained parameters by name.
+        device: of the run; with `zero.offload=cpu` on a GPU, AdamW is the one for host memory.
 
-def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over one group of parameters; the one for host memory when the optimizer is offloaded from a GPU."""
+    Raises:
+        InputError: its library is not installed or cannot run there.
+    """
     settings = config.optimizer
-    arguments = {
-        "lr": settings.learning_rate,
-        "betas": settings.betas,
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-    if config.zero.offload == "cpu" and device.type == "cuda":
-        optimizer = _guarded_cpu_adam()(parameters, adamw_mode=True, **arguments)
-    else:
-        optimizer = GuardedAdamW(parameters, fused=True, **arguments)
+    cls, arguments = optimizers.choose(settings, device, on_host=config.zero.offload == "cpu")
+    guarded = type(f"Guarded{cls.__name__}", (_GuardedStep, cls), {})
+    optimizer = guarded(parameter_groups(settings, named), lr=settings.learning_rate, **arguments)
     optimizer.device, optimizer.ema_decay = device, settings.ema_decay
     return optimizer
 
 
-def _guarded_cpu_adam() -> type[torch.optim.Optimizer]:
-    from deepspeed.ops.adam import DeepSpeedCPUAdam  # builds a C++ extension at its first use
+def parameter_groups(settings: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups for the optimizer, each with its `rate_factor`: its rate as a multiple of `learning_rate`."""
+    rates = {"attn1": settings.attn1_learning_rate, "motion": settings.motion_learning_rate}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        kind = "motion" if "motion_modules" in name.split(".") else "attn1" if is_spatial_self_attention(name) else ""
+        factor = (rates.get(kind) or settings.learning_rate) / settings.learning_rate
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": parameters, "rate_factor": factor} for factor, parameters in groups.items()]
 
-    return type("GuardedCPUAdam", (_GuardedStep, DeepSpeedCPUAdam), {})
+
+def set_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Gives every group the rate of this step times its own factor."""
+    for group in groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:

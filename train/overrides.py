@@ -144,6 +144,12 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"method.drop_text, drop_image, drop_both={rates}: give rates that add up to at most 1")
     if config.checkpoint.keep_last < 1:
         raise InputError(f"checkpoint.keep_last={config.checkpoint.keep_last}: give at least 1")
+    if not 0 <= method.offset_noise <= 1:
+        raise InputError(f"method.offset_noise={method.offset_noise}: give 0 (off) to 1; 0.1 is usual")
+    if config.validation.weights == "ema" and not config.optimizer.ema_decay:
+        raise InputError("validation.weights=ema needs optimizer.ema_decay, such as 0.9999, got 0")
+    if config.log.profile < 0:
+        raise InputError(f"log.profile={config.log.profile}: give the number of steps to record, 0 for none")
     if not 0 <= method.girl_alpha <= 1:
         raise InputError(f"method.girl_alpha={method.girl_alpha}: give a fraction of the timestep, 0 to 1")
     if not 0 <= config.optimizer.ema_decay < 1:
@@ -156,9 +162,35 @@ def _check(config: TrainConfig) -> None:
         raise InputError("model.compile=true needs zero.stage=0, 1 or 2: stage 3 swaps parameters within a pass, got 3")
     if config.zero.offload != "none" and config.zero.stage == 0:
         raise InputError("zero.offload=cpu needs zero.stage=1, 2 or 3, got 0")
+    _check_memory_saving(config)
     images, prompts = len(config.sampling.references), len(config.sampling.prompts)
     if config.task == "subject" and prompts and images not in (1, prompts):
         raise InputError(f"sampling.references has {images} images for {prompts} prompts: give one for all or one each")
+
+
+def _check_memory_saving(config: TrainConfig) -> None:
+    lora, optimizer, zero = config.method.lora, config.optimizer, config.zero
+    if lora.rank < 0 or not 0 <= lora.alpha < float("inf"):
+        raise InputError(f"method.lora.rank={lora.rank}, alpha={lora.alpha}: give a rank of 1 or more (0: no LoRA)")
+    if lora.rank and (config.task != "subject" or config.method.train_all or not lora.targets):
+        raise InputError(
+            f"method.lora.rank={lora.rank} needs task=subject, method.train_all=false and a method.lora.targets, got "
+            f"task={config.task}, train_all={config.method.train_all}, targets={list(lora.targets)}"
+        )
+    if zero.offload_parameters != "none" and zero.stage != 3:
+        raise InputError(f"zero.offload_parameters=cpu needs zero.stage=3, got {zero.stage}")
+    if config.model.offload_activations and config.model.compile:
+        raise InputError("model.offload_activations=true needs model.compile=false: a compiled graph saves by itself")
+    rates = (optimizer.attn1_learning_rate, optimizer.motion_learning_rate)
+    if not all(0 <= rate < float("inf") for rate in rates):
+        raise InputError(f"optimizer.attn1_learning_rate, motion_learning_rate={rates}: give 0 or more")
+    if optimizer.name == "adafactor" and (zero.stage != 0 or config.precision not in ("fp32", "autocast")):
+        raise InputError(
+            "optimizer.name=adafactor needs zero.stage=0 and precision=fp32 or autocast: ZeRO and half precision keep "
+            f"flat weights, which have no rows and columns to factor; got stage {zero.stage}, {config.precision}"
+        )
+    if zero.offload == "cpu" and optimizer.name != "adamw":
+        raise InputError(f"zero.offload=cpu needs optimizer.name=adamw, got {optimizer.name}")
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from videomaker.digests import blake2b_of_all
 from videomaker.errors import InputError
 
 from .checkpoint import Checkpoints, check_stage
@@ -19,6 +19,7 @@ from .overrides import flatten, show
 # What decides which tensors a checkpoint holds and how; `precision` may change between the two with fp32 weights.
 _FIXED = (
     "task", "seed", "precision", "method.update_motion", "method.train_all", "model.train_text_encoder",
+    "method.lora.rank", "method.lora.alpha", "method.lora.targets", "optimizer.name",
 )  # fmt: skip
 _FP32 = {"fp32", "autocast"}
 _SILENT = ("output", "checkpoint.resume", "log.every", "data.num_workers")  # says nothing about the run's result
@@ -101,13 +102,12 @@ def check_parameters(found: Found, learner: nn.Module, frozen: str, report: Call
 
 def digest_frozen(parts: Sequence[nn.Module]) -> str:
     """A digest of the frozen weights, the same for fp32 and for the same ones loaded as bf16."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        for name, parameter in part.named_parameters():
-            if not parameter.requires_grad:
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    frozen = (named for part in parts for named in part.named_parameters() if not named[1].requires_grad)
+    return blake2b_of_all(
+        piece
+        for name, parameter in frozen
+        for piece in (name, parameter.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    )
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def draw(
         latent_shape: `(C, F, H, W)` of one clip.
         reference_shape: `(C, R, H, W)` of its references.
         keys: one per clip.
-        num_train_timesteps: of the noise schedule; t is uniform below it.
+        num_train_timesteps: of the noise schedule; t lies below it.
         device: where the draws live. A GPU's stream differs from the CPU's.
     """
     clips = [_draw_one(method, latent_shape, reference_shape, key, num_train_timesteps, device) for key in keys]
@@ -52,7 +52,7 @@ def draw(
 
 def _draw_one(method, latent_shape, reference_shape, key, num_train_timesteps, device) -> tuple[torch.Tensor, ...]:
     source = generator(device, "draw", *key)
-    timestep = torch.randint(num_train_timesteps, (), generator=source, device=device)
+    timestep = _draw_timestep(method.timesteps, num_train_timesteps, source, device)
     noise = torch.randn(*latent_shape, generator=source, device=device)
     reference_noise = torch.randn(*reference_shape, generator=source, device=device)
     if method.reference_noise == "mean":
@@ -64,7 +64,21 @@ def _draw_one(method, latent_shape, reference_shape, key, num_train_timesteps, d
     drop_both = (image_end <= chance) & (chance < both_end)
     drop_text = (chance < text_end) | drop_both
     drop_image = ((text_end <= chance) & (chance < image_end)) | drop_both
+    if method.offset_noise:
+        noise = noise + method.offset_noise * torch.randn(latent_shape[0], 1, 1, 1, generator=source, device=device)
     return timestep, noise, reference_noise, drop_text, drop_image
+
+
+def _draw_timestep(kind: str, num_train_timesteps: int, source: torch.Generator, device: torch.device) -> torch.Tensor:
+    """One timestep; the cubic is that of T2I-Adapter (arXiv 2302.08453)."""
+    if kind == "uniform":
+        return torch.randint(num_train_timesteps, (), generator=source, device=device)
+    if kind == "logit_normal":
+        share = torch.randn((), generator=source, device=device).sigmoid()
+    else:
+        share = torch.rand((), generator=source, device=device) ** 3
+        share = 1 - share if kind == "late" else share
+    return (share * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
 def add_noise(

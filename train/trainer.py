@@ -16,6 +16,8 @@ from videomaker.data.loader import ClipLoader, build_loader
 from videomaker.data.manifest import check_captions
 
 from . import universal
+from .average import average_in_place
+from .best import Best
 from .checkpoint import Checkpoints
 from .checkpoint_files import Found
 from .config import TrainConfig
@@ -24,10 +26,13 @@ from .engine import computes_bf16, from_rank_zero, initialize, plain_gradient_no
 from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
+from .memory_report import card_bytes, choose_checkpointing
 from .model import DTYPES, Autoencoder, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
-from .optimizer import learning_rate
+from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
+from .plots import write_plots
+from .profiling import Profiler
 from .resume import check_parameters, digest_frozen, find_checkpoint
 from .run_folder import record_start
 from .validation import Validation
@@ -83,6 +88,10 @@ class Trainer:
         self.validation = Validation(
             config, self.pipeline, self.inputs, self.build_loader, rank=self.rank, world_size=self.world_size
         )
+        weights = config.validation.weights
+        self.judge_average = weights == "ema" or (weights == "auto" and config.optimizer.ema_decay > 0)
+        kind = "ema" if self.judge_average else "weights"
+        self.best = from_rank_zero(lambda: Best(self.folder, config.checkpoint.best, kind))
         self._start_engine(found)
         if self.rank == 0:
             record_start(config, self.ds_json, step=self.step, world_size=self.world_size, device=self.device)
@@ -107,7 +116,10 @@ class Trainer:
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
         )
-        self.learner = prepare_denoiser(self.pipeline, config)
+        chosen, why = choose_checkpointing(config, card_bytes(self.device))
+        if why and self.rank == 0:
+            print(why)
+        self.learner = prepare_denoiser(self.pipeline, chosen)
         self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
         self.pipeline.vae.to(self.device)
         self.pipeline.text_encoder.to(self.device)
@@ -170,10 +182,12 @@ class Trainer:
             self.monitor.say("precision=autocast: this CPU has no instructions for bf16, so everything runs in fp32")
         batches = iter(self.loader)
         try:
-            with Watchdog(self.config.guards.watchdog, stop) as watchdog:
+            profiler = Profiler(self.folder / "profile", self.config.log.profile if self.rank == 0 else 0)
+            with Watchdog(self.config.guards.watchdog, stop) as watchdog, profiler:
                 while self.step < self.config.steps:
                     stopping = self._optimizer_step(batches, stop)
                     watchdog.beat()
+                    profiler.step()
                     if stopping or self._due(self.config.checkpoint.every, last=True):
                         self.save()
                         watchdog.beat()
@@ -184,6 +198,8 @@ class Trainer:
                     self._validate(watchdog)
         finally:
             self.monitor.close()
+            if self.rank == 0:
+                write_plots(self.folder)
             self._release()
         return True
 
@@ -191,14 +207,24 @@ class Trainer:
         return (bool(every) and self.step % every == 0) or (last and self.step == self.config.steps)
 
     def _validate(self, watchdog: Watchdog) -> None:
-        if self.validation.batches and self._due(self.config.validation.every):
-            self.monitor.record("held_out", self.step, self.validation.losses(self.engine.module))
+        """Held-out losses and samples where they are due, of the moving average if it is judged."""
+        losses = self.validation.batches and self._due(self.config.validation.every)
+        samples = self.validation.samples and self._due(self.config.sampling.every)
+        if not (losses or samples):
+            return
+        with average_in_place(self.engine, wanted=self.judge_average):
+            measured = self.validation.losses(self.engine.module) if losses else {}
             watchdog.beat()
-        if self.validation.samples and self._due(self.config.sampling.every):
-            sheet = self.validation.write_samples(self.folder / "samples" / f"step-{self.step:08d}")
-            if sheet is not None:
-                self.monitor.image("samples", sheet, self.step)
+            where = self.folder / "samples" / f"step-{self.step:08d}"
+            sheet = self.validation.write_samples(where) if samples else None
             watchdog.beat()
+        if losses:
+            self.monitor.record("held_out", self.step, measured)
+            self.best.offer(self.engine, self.step, measured)
+        if sheet is not None:
+            self.monitor.image("samples", sheet, self.step)
+        if self.rank == 0:
+            write_plots(self.folder)
 
     def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
         """One optimizer step on every rank; returns whether any rank was asked to stop."""
@@ -244,8 +270,7 @@ class Trainer:
 
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         rate = learning_rate(self.config.optimizer, self.step, self.config.steps)
-        for group in (*optimizer.param_groups, *self.engine.optimizer.param_groups):
-            group["lr"] = rate
+        set_rate((*optimizer.param_groups, *self.engine.optimizer.param_groups), rate)
 
     def _count(self, loss: float, objection: str) -> None:
         if not objection:

@@ -28,6 +28,7 @@ def load(engine, found: Found, scratch: Path) -> None:
     """
     if not needs_conversion(found, dist.get_world_size()):
         engine.load_checkpoint(str(found.folder), tag=TAG, load_module_strict=False)
+        _restore_average(engine, found)
         return
     universal = scratch / f".universal-{found.folder.name}.tmp"
     if dist.get_rank() == 0:
@@ -52,7 +53,7 @@ def _convert(source: Path, output: Path) -> None:
 
 
 def _restore_average(engine, found: Found) -> None:
-    """Cuts the moving average anew for this number of ranks: the universal form leaves it out."""
+    """Cuts the moving average for this number of ranks: the optimizer's own state is saved without it."""
     path = found.folder / WEIGHTS["ema"]
     if path.is_file():
         set_average(engine, load_file(path))

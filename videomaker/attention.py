@@ -94,10 +94,35 @@ def fused_projections(attn: Attention, hidden_states: torch.Tensor) -> tuple[tor
     kept up to date with loaded weights, left out of checkpoints, and moved with the module.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
-    if any(type(layer) is not torch.nn.Linear or layer.bias is not None for layer in layers):
+    weights = [_whole_weight(layer) for layer in layers]
+    whole = [weight for weight in weights if weight is not None]
+    if len(whole) < len(weights):
         return tuple(layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in layers)
-    joined = functional.linear(hidden_states, torch.cat([layer.weight for layer in layers]))
+    joined = functional.linear(hidden_states, torch.cat(whole))
     return joined.unflatten(-1, (3, attn.heads, -1)).unbind(-3)
+
+
+def _whole_weight(layer: Any) -> torch.Tensor | None:
+    """The matrix that a layer without a bias applies, plain LoRA adapters added; None when it does more than that.
+
+    Low-rank factors are multiplied out at every call: next to the product with all tokens that costs little.
+    """
+    if type(layer) is torch.nn.Linear:
+        return layer.weight if layer.bias is None else None
+    if type(getattr(layer, "base_layer", None)) is not torch.nn.Linear or layer.base_layer.bias is not None:
+        return None
+    adapters = [name for name in layer.active_adapters if name in layer.lora_A]
+    if getattr(layer, "lora_variant", None) or not all(_is_plain(layer, name) for name in adapters):
+        return None
+    weight = layer.base_layer.weight
+    if layer.disable_adapters and layer.merged:
+        return None  # the next call takes them out again
+    if layer.disable_adapters or layer.merged:
+        return weight
+    for name in adapters:
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        weight = weight + (layer.scaling[name] * (up @ down)).to(weight.dtype)
+    return weight
 
 
 class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
@@ -119,6 +144,10 @@ class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
         text, _ = _split_rows(encoder_hidden_states, reference_layout)
         attended = super().__call__(attn, frames.flatten(0, 1), text.flatten(0, 1), **kwargs)
         return torch.cat([attended.view_as(frames), reference], dim=1).flatten(0, 1)
+
+
+def _is_plain(layer: Any, adapter: str) -> bool:
+    return isinstance(layer.lora_dropout[adapter], torch.nn.Identity) and layer.lora_B[adapter].bias is None
 
 
 def _split_rows(x: torch.Tensor, layout: ReferenceLayout) -> tuple[torch.Tensor, torch.Tensor]:

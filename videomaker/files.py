@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import shutil
+import stat
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from videomaker.digests import sha256_of_file as sha256  # noqa: F401  a file's digest, known here for long
+from videomaker.errors import InputError
+
+MAX_NAME_BYTES = 255  # of a name, in the file systems in use
+MAX_SUFFIX = 16  # characters
 
 
 @contextmanager
@@ -32,13 +41,21 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike, *, ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yields an empty temporary sibling folder, which takes the place of `path` when the block ends well.
 
+    Args:
+        path: the folder to make.
+        ours: whether a folder that is there holds what the same command made, and nothing else; only such a one and an
+            empty one are replaced. Needed wherever the name comes from a user; None replaces any folder.
+
     Raises:
+        InputError: something else is there; see `check_replaceable`.
         OSError: the folder cannot be created, or an existing `path` cannot be replaced.
     """
     path = Path(path)
+    if ours is not None:
+        check_replaceable(path, ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     temporary.mkdir()
@@ -46,9 +63,64 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
             _finish(file)
+        if ours is not None:
+            check_replaceable(path, ours)  # the work took its time
         _swap_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, ours: Callable[[Path], bool] | None = None) -> None:
+    """Refuses to put a folder where something lies that is not to be lost: to be called before the work.
+
+    Raises:
+        InputError: `path` is no folder, or a folder that is neither empty nor `ours`.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(f"{path} is there and is not a folder: give another name")
+    if path.is_dir() and any(path.iterdir()) and not (ours is not None and ours(path)):
+        raise InputError(f"{path} holds files that are not this command's: give another folder, or an empty one")
+
+
+def check_writable(folder: Path) -> None:
+    """Finds out before the work whether its result could be written, by trying.
+
+    Raises:
+        InputError: it could not.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise InputError(f"output {folder}: {existing} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"output {folder}: {existing} cannot be written ({error.strerror})") from error
+
+
+def check_file_name(path: Path) -> None:
+    """Refuses what cannot become a file: names that are too long or not UTF-8, and what is there and no plain file.
+
+    Raises:
+        InputError: with the reason.
+    """
+    try:
+        length = len(path.name.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(f"output {str(path)!r} is not UTF-8: give another name") from error
+    if length > MAX_NAME_BYTES:
+        raise InputError(
+            f"output {path.name[:40]}… is a name of {length} bytes, {MAX_NAME_BYTES} fit: give a shorter one"
+        )
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:  # a link to itself, a path through a file
+        raise InputError(f"output {path} cannot be used: {error.strerror}") from error
+    if mode is not None and not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise InputError(f"output {path} is there and is {kind}: give another name")
 
 
 def _swap_directory(new: Path, path: Path) -> None:
@@ -67,7 +139,8 @@ def _swap_directory(new: Path, path: Path) -> None:
 
 
 def _temporary_sibling(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    """Short whatever the name, which may be as long as the file system allows."""
+    return path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix[-MAX_SUFFIX:]}")
 
 
 def _finish(path: Path) -> None:
@@ -88,7 +161,40 @@ def _umask() -> int:
     return mask
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that starts so is what Git LFS leaves in place of one that was not fetched."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def read_text(path: Path, *, max_bytes: int = 2**24) -> str:
+    """The text of a regular file in UTF-8, of bounded size.
+
+    Raises:
+        InputError: anything else, a pipe or a device among it, which would be waited for without end.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{path} has {path.stat().st_size:,} bytes, at most {max_bytes:,} are read")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, *, max_bytes: int = 2**24) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or not an object.
+    """
+    text = read_text(path, max_bytes=max_bytes)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value

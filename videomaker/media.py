@@ -1,35 +1,36 @@
-"""Pictures in, videos out: reading references safely, writing mp4, GIF or frames, and contact sheets.
+"""Pictures in, videos out: pictures read by `videomaker.pictures`, mp4, GIF or frames written, contact sheets.
 
 Frames are arrays `[F, H, W, 3]` of uint8 RGB throughout.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from videomaker.errors import InputError
+from videomaker.media_limits import default_upscale
+from videomaker.pictures import MAX_PIXELS, decode_reference, load_labels, load_reference
 
-MAX_PIXELS = 64_000_000  # 192 MB once decoded; checked against the header, before anything is decoded
+__all__ = [
+    "MAX_PIXELS", "contact_sheet", "decode_reference", "default_upscale", "enlarge", "fit_reference",
+    "list_images", "load_labels", "load_reference", "local_url", "read_frames", "sheet_row", "write",
+    "write_frames", "write_gif", "write_mp4",
+]  # fmt: skip
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
-# Named, because Pillow would otherwise try every decoder it has, Ghostscript for EPS among them.
-_DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-_STILL_FORMATS = ("JPEG", "MPO")  # an MPO is a JPEG whose further pictures are previews or depth maps
-
 DRAWING_SIDE = 64  # pictures up to this are enlarged without smoothing
-TINY_SIDE = 128  # videos with a shorter side up to this are enlarged ...
-VISIBLE_SIDE = 256  # ... to at least this, unless asked otherwise
 SHEET_FRAMES = 8
 SHEET_TILE = 192
 SHEET_GAP = 8
+SHEET_ROW = SHEET_TILE + 24  # pixels: the tile and its caption
 SHEET_COLOUR = (244, 244, 244)  # not white, which references often have around the subject
 
 
@@ -47,62 +48,6 @@ def list_images(folder: Path) -> list[Path]:
     return images
 
 
-def load_reference(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads a still picture as RGB: rotated as its EXIF says, transparency over white.
-
-    Raises:
-        InputError: the file is missing, unreadable, not a picture, truncated, animated, or has more than
-            `max_pixels` pixels by its header, which is checked before decoding.
-    """
-    path = Path(path)
-    if not path.is_file():
-        problem = "is not a regular file" if path.exists() else "does not exist"
-        raise InputError(f"reference {path} {problem}: give the path of a picture")
-    if path.stat().st_size == 0:
-        raise InputError(f"reference {path} is empty (0 bytes): give a picture")
-    try:
-        with _open_image(path) as image:
-            _check_header(image, path, max_pixels)
-            return _rgb_over_white(ImageOps.exif_transpose(image), path)
-    except InputError:
-        raise
-    except Exception as error:  # of damaged files, each decoder complains in its own way
-        raise InputError(f"reference {path} cannot be read as a picture: {_reason(error, max_pixels)}") from error
-
-
-def _open_image(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_header` decides
-        return Image.open(path, formats=_DECODERS)
-
-
-def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise InputError(f"reference {path} has {width}x{height} pixels, more than {max_pixels:,}: scale it down first")
-    if getattr(image, "n_frames", 1) > 1 and image.format not in _STILL_FORMATS:
-        raise InputError(f"reference {path} holds {image.n_frames} pictures: save one of them as a still picture")
-
-
-def _rgb_over_white(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise InputError(f"reference {path} has 32-bit pixels without a known range: save it with 8 bits")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _reason(error: Exception, max_pixels: int) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(_DECODERS)}"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {max_pixels:,} pixels, scale it down first"
-    return str(error) or type(error).__name__
-
-
 def fit_reference(image: Image.Image, width: int, height: int, fit: str) -> Image.Image:
     """Gives a picture the video's shape: `"stretch"` as the paper does, `"pad"` with white around, or `"crop"`.
 
@@ -116,12 +61,6 @@ def fit_reference(image: Image.Image, width: int, height: int, fit: str) -> Imag
     if fit == "crop":
         return ImageOps.fit(image, size, resampling)
     return image.resize(size, resampling)
-
-
-def default_upscale(height: int, width: int) -> int:
-    """How many times a video is enlarged when written: more than once only when it is tiny."""
-    short_side = min(height, width)
-    return math.ceil(VISIBLE_SIDE / short_side) if short_side <= TINY_SIDE else 1
 
 
 def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -151,7 +90,9 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+    with av.open(
+        local_url(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
+    ) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -167,7 +108,12 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
         container.mux(stream.encode())
 
 
-def write_gif(path: Path, frames: np.ndarray, *, fps: float) -> None:
+def local_url(path: str | Path) -> str:
+    """A path as FFmpeg takes it: without the scheme, `12:30.mp4` and `pipe:0` would name protocols."""
+    return f"file:{path}"
+
+
+def write_gif(path: Path | BinaryIO, frames: np.ndarray, *, fps: float) -> None:
     """Writes a looping GIF with one palette for all frames, so that still parts do not flicker.
 
     GIF counts in hundredths of a second: durations are rounded so that their sum stays right.
@@ -193,7 +139,7 @@ def read_frames(path: Path) -> np.ndarray:
     if path.suffix == ".gif":
         with Image.open(path) as image:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
-    with av.open(path) as container:
+    with av.open(local_url(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -203,7 +149,7 @@ def sheet_row(references: Sequence[Image.Image], frames: np.ndarray, caption: st
     tiles = [*map(_tile, references), *(_tile(Image.fromarray(frames[index])) for index in picked)]
     gaps = [SHEET_GAP] * (len(tiles) - 1)
     gaps[len(references) - 1] *= 3  # sets the references apart
-    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_TILE + 24), SHEET_COLOUR)
+    row = Image.new("RGB", (sum(tile.width for tile in tiles) + sum(gaps), SHEET_ROW), SHEET_COLOUR)
     left = 0
     for tile, gap in zip(tiles, [*gaps, 0], strict=True):
         row.paste(tile, (left, (SHEET_TILE - tile.height) // 2))

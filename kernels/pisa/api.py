@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..transforms import refuse_forward_mode
 from .naive import pisa_naive
 
 BACKENDS = ("naive", "sdpa", "triton")
@@ -48,9 +50,12 @@ def pisa_attention(
     """
     _validate(q, k, v, num_frames, num_ref_tokens, scale)
     name, reason = choose_backend(q, backend)
-    _announce(name, reason)
+    announce(name, reason)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
+    if name != "naive":
+        refuse_forward_mode(q, k, v)
+    run: Callable[..., Tensor]
     if name == "triton":
         from .op import pisa_triton as run
     elif name == "sdpa":
@@ -102,14 +107,16 @@ def _probe() -> Tensor:
     return torch.empty(1, 1, 1, 64)
 
 
-def _announce(name: str, reason: str) -> None:
+def announce(name: str, reason: str) -> None:
+    """Says once, at the level of debugging, which backend was chosen."""
     if torch.compiler.is_compiling() or name in _announced:
         return
     _announced.add(name)
     logger.debug("attention backend %s: %s", name, reason)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype that autocast asks of an attention."""
     device_type = tensors[0].device.type
     if not torch.amp.is_autocast_available(device_type):  # "meta"
         return tensors
@@ -121,7 +128,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _validate_tensor(name, x, q)
+        validate_tensor(name, x, q)
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if num_ref_tokens < 0:
@@ -136,18 +143,24 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: 
         raise ValueError(f"scale must be positive and finite, got {scale}")
 
 
-def _validate_tensor(name: str, x: Tensor, q: Tensor) -> None:
+def validate_tensor(name: str, x: Tensor, q: Tensor) -> None:
+    """Raises ValueError unless `x` is a tensor such as the backends take, like q in shape, dtype and device."""
+    if x.shape != q.shape and x.ndim == 4:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, q has {tuple(q.shape)}: they must be equal")
+    validate_layout(name, x, q)
+
+
+def validate_layout(name: str, x: Tensor, q: Tensor, *, may_be_empty: bool = False) -> None:
+    """`validate_tensor` but for the equal shapes."""
     if x.ndim != 4:
         raise ValueError(f"{name} must be [B, T, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
-    if x.shape != q.shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, q has {tuple(q.shape)}: they must be equal")
     if x.dtype not in DTYPES:
         raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dtype != q.dtype:
         raise ValueError(f"{name} is {x.dtype}, q is {q.dtype}: cast them to one dtype")
     if x.device != q.device:
         raise ValueError(f"{name} is on {x.device}, q is on {q.device}: move them to one device")
-    if min(x.shape) < 1:
+    if min(x.shape) < 1 and not may_be_empty:
         raise ValueError(f"{name} is empty: {tuple(x.shape)}")
     if x.shape[3] > MAX_HEAD_DIM:
         raise ValueError(f"head dim must be at most {MAX_HEAD_DIM}, got {x.shape[3]}")

@@ -1,100 +1,168 @@
-"""Finds the fastest configuration of every kernel for given tensors on this GPU, and keeps it on disk."""
+"""Finds the fastest configuration of every kernel for given tensors on this GPU, and keeps it on disk.
+
+It stands on the launches and is handed the function that it checks, so that the operators can stand on it.
+"""
 
 import functools
 import itertools
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import TritonError
 
-from ..testing import error_band, errors, evaluate, evaluate_naive, failures, largest_score
-from .configs import KERNELS, Config, is_refused, store_tuned, tuned_configs, tuning_key
-from .op import Problem, pisa_triton, run_backward_key, run_backward_query, run_forward, run_row_statistics
+from ..accuracy import error_band, errors, evaluate, evaluate_naive, failures, largest_score
+from .configs import KERNELS, Config, store_tuned, tuned_configs, tuning_key
+from .launch import Problem, run_backward_key, run_backward_query, run_forward, run_row_statistics, warm_up
+from .plans import forget_plans
+
+CHECKED_TOKENS = 4096  # of a frame and of the reference: float64 scores of one head are then at most 1.6 GiB
+MAX_STACK = 16  # bytes of spilled registers outside the inner loop, which cost nothing
+
+logger = logging.getLogger(__name__)
+_begun: set[str] = set()
+Attention = Callable[..., Tensor]
 
 
 @torch.inference_mode(False)  # gradients are checked too, wherever the call comes from
 @torch.enable_grad()
 def autotune(
-    q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float | None = None
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_frames: int,
+    num_ref_tokens: int,
+    scale: float | None = None,
 ) -> dict[str, Config]:
     """Times all candidates of every kernel on these tensors; later calls with such shapes use the fastest.
 
-    A candidate must compile without spills and be as exact as the tests demand, on two of the frames against float64.
-    Takes minutes. Arguments are those of `pisa_attention`; the tensors must be on a GPU. Returns the configurations by
-    kernel, which `configs.tuning_file()` now holds.
+    A candidate must compile, spill next to nothing and be as exact as the tests demand, on two frames against float64.
+    Each kernel's result is stored as soon as it is known, so that a run that is stopped loses the last one only.
+
+    Args:
+        attention: what is tuned and checked, `pisa_triton`.
+        q, k, v, num_frames, num_ref_tokens, scale: as of `pisa_attention`; the tensors on a GPU.
+
+    Returns:
+        The configurations by kernel, which `configs.tuning_file()` now holds. Takes minutes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    problem = Problem(q.detach(), k.detach(), v.detach(), num_frames, num_ref_tokens, scale)
-    is_exact = _exactness_check(problem)
-    found = {}
-    for kernel in KERNELS:
-        seconds = {
-            config: _median_seconds(problem, kernel, config) if is_exact(kernel, config) else math.inf
-            for config in candidates(kernel)
-        }
-        best = min(seconds, key=seconds.__getitem__)
-        if math.isfinite(seconds[best]):
-            found[kernel] = best
-    store_tuned({_key(problem, kernel): config for kernel, config in found.items()})
+    problem = Problem.of_pisa(q.detach(), k.detach(), v.detach(), num_frames, num_ref_tokens, scale)
+    with torch.cuda.device_of(q):
+        is_exact = _exactness_check(attention, problem)
+        found: dict[str, Config] = {}
+        for kernel in KERNELS:
+            if best := _fastest(problem, kernel, is_exact, found):
+                found[kernel] = best
+                store_tuned({_key(problem, kernel): best})
+                forget_plans()
     return found
 
 
-def autotune_once(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float) -> None:
+def autotune_once(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float
+) -> None:
     """`autotune`, unless such shapes were tuned before, a CUDA graph is being captured or there is no GPU."""
     if q.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
-    key = _key(Problem(q, k, v, num_frames, num_ref_tokens, scale), "forward")
+    key = _key(Problem.of_pisa(q, k, v, num_frames, num_ref_tokens, scale), "forward")
     if key not in tuned_configs() and key not in _begun:
         _begun.add(key)
-        autotune(q, k, v, num_frames=num_frames, num_ref_tokens=num_ref_tokens, scale=scale)
+        autotune(attention, q, k, v, num_frames=num_frames, num_ref_tokens=num_ref_tokens, scale=scale)
 
 
-_begun: set[str] = set()
+def candidates(kernel: str, found: dict[str, Config] | None = None) -> Iterator[Config]:
+    """Every configuration worth a try.
 
-
-def candidates(kernel: str) -> Iterator[Config]:
-    """Every configuration worth a try."""
+    `found` are the kernels tuned already: the forward of training computes in the tiles of the forward of inference, so
+    that a recomputed forward has the bits of the first.
+    """
     blocks = ((64, 32), (64, 64), (64, 128), (128, 64), (32, 64))
-    splits = (True,) if kernel.startswith("backward") else (True, False)
-    for (block_q, block_k), *rest in itertools.product(blocks, (4, 8), (2, 3), (None, 128, 168), splits):
-        yield Config(block_q, block_k, *rest)
+    is_forward = kernel.startswith("forward")
+    caps = (None,) if torch.version.hip is not None else (None, 128, 168)
+    switches = ((True, False), (False, True)) if is_forward else ((True,), (False,))
+    for (block_q, block_k), *rest in itertools.product(blocks, (4, 8), (2, 3), caps, *switches):
+        config = Config(block_q, block_k, *rest)
+        like = (found or {}).get("forward")
+        if kernel != "forward_training" or like is None or config.arithmetic == like.arithmetic:
+            yield config
 
 
-def _exactness_check(problem: Problem) -> Callable[[str, Config], bool]:
-    """A test of one configuration: output and gradients of the first video's first two frames."""
+def _fastest(
+    problem: Problem, kernel: str, is_exact: Callable[[str, Config], bool], found: dict[str, Config]
+) -> Config | None:
+    """The fastest exact candidate; those that do not even compile are gone before the first is timed."""
+    compiled = _compilable(problem, kernel, list(candidates(kernel, found)))
+    seconds = {}
+    for config in compiled:
+        try:
+            seconds[config] = _median_seconds(problem, kernel, config) if is_exact(kernel, config) else math.inf
+        except Exception as error:  # a launch that needs more than the GPU has must not end the user's call
+            logger.info("autotune: %s with %s cannot run: %s", kernel, config, error)
+    best = min(seconds, key=seconds.__getitem__, default=None)
+    return best if best is not None and math.isfinite(seconds[best]) else None
+
+
+def _compilable(problem: Problem, kernel: str, configs: list[Config]) -> list[Config]:
+    """The configurations that compile and do not spill, compiled side by side: ptxas runs outside Python's lock."""
+    if problem.q.device.type != "cuda":
+        return configs
+
+    def compiles(config: Config) -> bool:
+        try:
+            with torch.cuda.device(problem.q.device):
+                compiled = warm_up(problem.geometry, kernel, config)
+            return (compiled.n_spills or 0) <= MAX_STACK
+        except Exception as error:  # TritonError, or RuntimeError from a pass that fails
+            logger.info("autotune: %s with %s does not compile: %s", kernel, config, str(error).splitlines()[:1])
+            return False
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [config for config, good in zip(configs, pool.map(compiles, configs), strict=True) if good]
+
+
+def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, Config], bool]:
+    """A test of one configuration: output and gradients of the first video's first two frames, cut where they are long.
+
+    Frames are cut to CHECKED_TOKENS, whole tiles staying whole, so that the check's memory has a bound.
+    """
     num_frames = min(problem.num_frames, 2)
+    num_ref_tokens = min(problem.geometry.num_ref_tokens, CHECKED_TOKENS)
     tensors = [_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v)]
     tensors.append(torch.randn_like(tensors[0], memory_format=torch.contiguous_format))
-    options = {"num_frames": num_frames, "num_ref_tokens": problem.num_reference, "scale": problem.scale}
+    options = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
     exact = evaluate_naive(*tensors, **options)
-    naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, problem.num_reference)
+    naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, num_ref_tokens)
     band = error_band(problem.q.dtype, largest_score(*tensors[:2], problem.scale))
+    checked = Problem.of_pisa(*tensors[:3], num_frames, num_ref_tokens, problem.scale)
 
     def is_exact(kernel: str, config: Config) -> bool:
-        with _trial(_key(problem, kernel), config):
-            try:
-                if kernel == "forward":  # the gradients' forward is another kernel
-                    with torch.no_grad():
-                        results = [pisa_triton(*tensors[:3], **options)]
-                else:
-                    results = evaluate(pisa_triton, *tensors, **options)
-            except TritonError:  # does not compile, or needs more than the GPU has
-                return False
-        spills = is_refused(kernel, problem.q.shape[3], config)
-        return not spills and not failures(errors(results, exact, problem.num_reference), naive, band)
+        with _trial(_key(checked, kernel), config):
+            if kernel == "forward":  # the gradients' forward is another kernel
+                with torch.no_grad():
+                    results = [attention(*tensors[:3], **options)]
+            else:
+                results = evaluate(attention, *tensors, **options)
+        return not failures(errors(results, exact, num_ref_tokens), naive, band)
 
     return is_exact
 
 
 def _first_frames(x: Tensor, problem: Problem, num_frames: int) -> Tensor:
-    """`[1, num_frames·N + M, H, D]` of the first video, with the token stride of `x`."""
-    kept = num_frames * problem.num_tokens
+    """`[1, num_frames·N + M, H, D]` of the first video, N and M cut, with the token stride of `x`."""
+    geometry = problem.geometry
+    frame_tokens, num_ref_tokens = (min(n, CHECKED_TOKENS) for n in (geometry.num_tokens, geometry.num_ref_tokens))
     first = x[:1]
-    tokens = torch.cat([first[:, :kept], first[:, problem.num_frames * problem.num_tokens :]], dim=1)
+    frames = first[:, : num_frames * geometry.num_tokens].unflatten(1, (num_frames, -1))[:, :, :frame_tokens]
+    reference = first[:, geometry.num_frames * geometry.num_tokens :][:, :num_ref_tokens]
+    tokens = torch.cat([frames.flatten(1, 2), reference], dim=1)
     return torch.empty_strided(tokens.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tokens)
 
 
@@ -104,12 +172,14 @@ def _trial(key: str, config: Config) -> Iterator[None]:
     tuned = tuned_configs()
     previous = tuned.get(key)
     tuned[key] = config
+    forget_plans()
     try:
         yield
     finally:
         del tuned[key]
         if previous is not None:
             tuned[key] = previous
+        forget_plans()
 
 
 def _median_seconds(problem: Problem, kernel: str, config: Config) -> float:
@@ -120,7 +190,7 @@ def _launch(problem: Problem, kernel: str, config: Config) -> Callable[[], objec
     """A launch of one kernel with a configuration on the whole tensors."""
     if kernel in ("forward", "forward_training"):
         return functools.partial(run_forward, problem, kernel == "forward_training", config)
-    out, reference_outputs, lse = run_forward(problem, True, problem.config("forward_training"))
+    out, reference_outputs, lse = run_forward(problem, True)
     out_gradient = torch.randn_like(out)
     statistics = run_row_statistics(problem, out, out_gradient, reference_outputs, lse)
     run = run_backward_query if kernel == "backward_query" else run_backward_key
@@ -128,6 +198,6 @@ def _launch(problem: Problem, kernel: str, config: Config) -> Callable[[], objec
 
 
 def _key(problem: Problem, kernel: str) -> str:
-    return tuning_key(
-        kernel, problem.q.device, problem.q.dtype, problem.q.shape[3], problem.num_tokens, problem.num_reference
-    )
+    geometry = problem.geometry
+    sizes = (geometry.shape[3], geometry.num_tokens, geometry.num_ref_tokens)
+    return tuning_key(kernel, geometry.device, geometry.dtype, *sizes, geometry.ref_queries)

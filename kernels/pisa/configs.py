@@ -1,19 +1,24 @@
 """Which tiles each kernel uses: a table per GPU family and head dim, found by static search, and what was tuned here.
 
-The table was searched without a GPU (`python bench/static.py` shows what its entries compile to): no spills, wgmma on
-sm_90, and then as many programs per multiprocessor as registers and shared memory allow. autotune.py measures instead.
+The table was searched without a GPU (`python bench/static.py` shows what its entries compile to, in every variant): at
+most 16 bytes spilled, wgmma on sm_90, then as many programs per multiprocessor as registers and shared memory allow.
+autotune.py measures instead. Nothing is refused while it runs: what a call computes never depends on earlier calls.
 """
 
 import functools
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
-# In training the forward also stores what the backward needs, which takes registers.
+# In training the forward also stores what the backward needs, which takes registers. Its tiles are those of inference:
+# reentrant checkpointing runs the one first and the other again, and both must give the same bits.
 KERNELS = ("forward", "forward_training", "backward_query", "backward_key")
 
 
@@ -22,7 +27,8 @@ class Config:
     """Tile sizes and compiler options of one kernel.
 
     `split_values` keeps the tail of the head apart (see primitives.py) also where the head's columns are produced; else
-    the forward pads them to a power of two, which costs matrix work and saves registers.
+    the forward pads them to a power of two, which costs matrix work and saves registers. `sum_by_dot` lets the matrix
+    unit add up the forward's weights of a row, which takes instructions out of the inner loop.
     """
 
     block_q: int
@@ -31,6 +37,17 @@ class Config:
     num_stages: int = 2
     max_registers: int | None = None
     split_values: bool = True
+    sum_by_dot: bool = False
+
+    def fits(self, num_tokens: int, num_ref_tokens: int) -> bool:
+        """Whether a frame's and the reference's tokens are whole tiles, so that no row or column needs a mask."""
+        block = max(self.block_q, self.block_k)
+        return num_tokens % block == 0 and num_ref_tokens % block == 0
+
+    @property
+    def arithmetic(self) -> tuple[object, ...]:
+        """What the bits of a result depend on; stages and registers change the time alone."""
+        return self.block_q, self.block_k, self.num_warps, self.split_values, self.sum_by_dot
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that Triton takes besides the kernel's own."""
@@ -40,22 +57,18 @@ class Config:
         return options
 
 
-# family -> kernel -> (largest head dim, config), in order.
+# family -> kernel -> (largest head dim, config[, config where N or M is not whole tiles of the first]), in order.
+_HOPPER_FORWARD = [
+    (48, Config(64, 64, num_stages=3, max_registers=128)),
+    (80, Config(64, 64, num_stages=3, max_registers=168)),
+    (96, Config(64, 64)),
+    (128, Config(128, 64, num_warps=8)),
+    (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
+    (256, Config(64, 64, num_warps=8)),
+]
 _HOPPER = {
-    "forward": [
-        (48, Config(64, 64, num_stages=3, max_registers=128)),
-        (80, Config(64, 64, num_stages=3, max_registers=168)),
-        (96, Config(64, 64)),
-        (128, Config(128, 64, num_warps=8)),
-        (192, Config(64, 32, num_stages=3)),
-        (256, Config(64, 64, num_warps=8)),
-    ],
-    "forward_training": [
-        (80, Config(64, 64, num_stages=3, max_registers=168)),
-        (96, Config(64, 64)),
-        (128, Config(128, 64, num_warps=8)),
-        (256, Config(64, 64, num_warps=8)),
-    ],
+    "forward": _HOPPER_FORWARD,
+    "forward_training": _HOPPER_FORWARD,
     "backward_query": [
         (48, Config(64, 64, num_stages=3)),
         (96, Config(64, 64, max_registers=168)),
@@ -64,7 +77,6 @@ _HOPPER = {
         (256, Config(64, 32, num_warps=8)),
     ],
     "backward_key": [
-        (48, Config(64, 64, max_registers=168)),
         (64, Config(64, 64)),
         (96, Config(32, 64, num_stages=3)),
         (128, Config(64, 64, num_warps=8)),
@@ -86,7 +98,7 @@ _AMPERE = {
     "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
 }
 _CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (256, Config(16, 32))]}
-TABLE = {
+TABLE: dict[str, dict[str, Any]] = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
@@ -108,63 +120,85 @@ def gpu_family(device: torch.device) -> str:
     return {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability) or {8: "sm_89", 10: "sm_100"}.get(capability[0], "sm_120")
 
 
-def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype) -> Config:
+def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype, *, whole_tiles: bool = True) -> Config:
     """The table's entry."""
     entries = _FLOAT32 if dtype == torch.float32 else TABLE[family][kernel]
-    return next(config for largest, config in entries if head_dim <= largest)
+    configs = next(configs for largest, *configs in entries if head_dim <= largest)
+    return configs[0] if whole_tiles else configs[-1]
 
 
 def choose_config(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+    kernel: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    ref_queries: bool = True,
 ) -> Config:
-    """What was tuned for such shapes on this GPU, else the table's entry; neither if its machine code spills."""
-    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_reference)
+    """What was tuned for such shapes on this GPU, else the table's entry; whatever was called before."""
+    key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens, ref_queries)
+    if key in tuned_configs():
+        return tuned_configs()[key]
     usual = table_config(kernel, gpu_family(device), head_dim, dtype)
-    uncapped = replace(usual, max_registers=None)
-    candidates = (tuned_configs().get(key), usual)
-    return next((config for config in candidates if config and not is_refused(kernel, head_dim, config)), uncapped)
-
-
-_refused: set[tuple[str, int, Config]] = set()
-
-
-def refuse(kernel: str, head_dim: int, config: Config) -> None:
-    """Stops choosing a configuration whose machine code spills registers."""
-    _refused.add((kernel, head_dim, config))
-
-
-def is_refused(kernel: str, head_dim: int, config: Config) -> bool:
-    """Whether `refuse` was called."""
-    return (kernel, head_dim, config) in _refused
+    if usual.fits(num_tokens, num_ref_tokens):
+        return usual
+    return table_config(kernel, gpu_family(device), head_dim, dtype, whole_tiles=False)
 
 
 def tuning_key(
-    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, num_tokens: int, num_reference: int
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    ref_queries: bool = True,
 ) -> str:
     """GPU, Triton and shape family: what a tuned configuration is valid for. Tokens count by powers of two."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_reference))
+    tokens = (1 << max(count - 1, 0).bit_length() for count in (num_tokens, num_ref_tokens))
+    kernel = kernel if ref_queries else f"{kernel} without reference queries"
     return "|".join(map(str, (gpu, triton.__version__, kernel, dtype, head_dim, *tokens)))
 
 
 @functools.cache
 def tuned_configs() -> dict[str, Config]:
     """The configurations that `autotune` has stored, by key; read once."""
-    try:
-        return {key: Config(**fields) for key, fields in json.loads(tuning_file().read_text()).items()}
-    except (OSError, ValueError, TypeError):  # none yet, or of another version
-        return {}
+    return _read_tuned(tuning_file())
 
 
 def store_tuned(configs: dict[str, Config]) -> None:
-    """Adds to the configurations on disk and in use, whole files at a time."""
-    tuned = tuned_configs()
-    tuned.update(configs)
+    """Adds to the configurations in use and on disk, where those of other processes stay."""
     path = tuning_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({key: asdict(config) for key, config in tuned.items()}, indent=1))
-    temporary.replace(path)
+    with _locked(path.with_suffix(".lock")):
+        tuned = _read_tuned(path) | configs
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({key: asdict(config) for key, config in tuned.items()}, indent=1))
+        temporary.replace(path)
+    tuned_configs().update(configs)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the operating system frees the lock of a process that died."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_tuned(path: Path) -> dict[str, Config]:
+    try:
+        return {key: Config(**fields) for key, fields in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or of another version
+        return {}
 
 
 def tuning_file() -> Path:
@@ -183,7 +217,16 @@ def head_widths(head_dim: int, *, split: bool = True) -> tuple[int, int]:
     return (main, tail) if split and main + tail < whole else (whole, 0)
 
 
-def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads: int, block: int, slots: int) -> int:
+def frame_groups(
+    *,
+    num_frames: int,
+    num_tokens: int,
+    num_ref_tokens: int,
+    heads: int,
+    block: int,
+    slots: int,
+    ref_queries: bool = True,
+) -> int:
     """Into how many groups the frames are split for the reference's programs.
 
     One group computes the ref/ref block once, but in programs much longer than a frame's, for the last of which a small
@@ -191,17 +234,19 @@ def frame_groups(*, num_frames: int, num_tokens: int, num_reference: int, heads:
     as its longest program, which should be done by the middle of the launch.
 
     Args:
-        num_frames, num_tokens, num_reference: F, N and M.
+        num_frames, num_tokens, num_ref_tokens: F, N and M.
         heads: B·H.
         block: rows per program.
         slots: programs that run at the same time.
+        ref_queries: whether the reference asks as well; its keys and values do not meet their own queries otherwise.
     """
-    reference_tiles, frame_tiles = triton.cdiv(num_reference, block), triton.cdiv(num_tokens, block)
-    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_reference)
+    num_ref_rows = num_ref_tokens if ref_queries else 0
+    reference_tiles, frame_tiles = triton.cdiv(num_ref_tokens, block), triton.cdiv(num_tokens, block)
+    frame_load = heads * num_frames * frame_tiles * (num_tokens + num_ref_rows)
 
     def duration(groups: int) -> float:
-        longest = num_reference + triton.cdiv(num_frames, groups) * num_tokens
-        reference_load = heads * reference_tiles * (groups * num_reference + num_frames * num_tokens)
+        longest = num_ref_rows + triton.cdiv(num_frames, groups) * num_tokens
+        reference_load = heads * reference_tiles * (groups * num_ref_rows + num_frames * num_tokens)
         return max((frame_load + reference_load) / slots, 2 * longest)
 
     candidates = {min(2**exponent, num_frames) for exponent in range(num_frames.bit_length() + 1)}

@@ -1,4 +1,4 @@
-"""Backend "sdpa": PISA as partial attentions of torch's own kernels, merged exactly by their log-sum-exp.
+"""Backend "sdpa": attention over [frame ‖ reference] as partial attentions of torch's own kernels, merged exactly.
 
 Every softmax over [frame ‖ reference] is split at the boundary. A partial over one side gives a normalised output
 and a log-sum-exp; two of them merge into the exact whole. So the reference is never repeated, and its attention to
@@ -8,13 +8,15 @@ Shapes: q, k, v `[B, T, H, D]` with `T = F·N + M`. Inside, one video at a time 
 group of G frames, reference `[1, H, M, D]`, log-sum-exp without the D.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .library import KERNELS, Kernel, choose_kernel
+from ..namespace import operator_name
+from ..transforms import differentiable, register_batching
+from .torch_kernels import KERNELS, Kernel, choose_kernel
 
 # Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
 CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
@@ -23,12 +25,8 @@ CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
 def pisa_partials(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, num_ref_tokens: int, scale: float, kernel: str = "auto"
 ) -> Tensor:
-    """`pisa_attention` on any device, with no copy of the reference; `kernel` names one of `library.KERNELS`."""
-    if num_ref_tokens == 0:
-        q_f, k_f, v_f = (x.unflatten(1, (num_frames, -1)).flatten(0, 1).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q_f, k_f, v_f, scale=scale)
-        return out.transpose(1, 2).reshape(q.shape).contiguous()
-    return partials_forward(q, k, v, num_frames, num_ref_tokens, scale, kernel)[0]
+    """`pisa_attention` on any device, with no copy of the reference; `kernel` names one of `torch_kernels.KERNELS`."""
+    return _attend(q, k, v, num_frames, num_ref_tokens, scale, kernel)[0]
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,25 +35,60 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     return torch.lerp(out_a.to(lse_a.dtype), out_b.to(lse_a.dtype), weight_b), torch.logaddexp(lse_a, lse_b)
 
 
-@torch.library.custom_op("videomaker::pisa_partials", mutates_args=())
+def attend_frames(
+    attend: Kernel, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A group of frames over [own ‖ reference]: the merged output and log-sum-exp.
+
+    `bias` `[H]` is added to the reference's scores; without tokens of the reference the frames see themselves alone.
+    """
+    own = attend.forward(q, k, v, scale)
+    if k_ref.shape[2] == 0:
+        return own
+    out_ref, lse_ref = (per_frame(x, len(q)) for x in attend.forward(one_sequence(q), k_ref, v_ref, scale))
+    if bias is not None:
+        lse_ref = lse_ref + bias.unsqueeze(-1)
+    return merge(*own, out_ref, lse_ref)
+
+
+def attend_frames_backward(
+    attend: Kernel, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    k_ref: Tensor, v_ref: Tensor, scale: float, bias: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q (two terms: from the frames' own keys, from the reference's), k, v, k_ref and v_ref."""
+    dq, dk, dv = attend.backward(grad, q, k, v, out, lse, scale)
+    if k_ref.shape[2] == 0:
+        return dq, torch.zeros_like(dq), dk, dv, torch.zeros_like(k_ref), torch.zeros_like(v_ref)
+    lse = lse if bias is None else lse - bias.unsqueeze(-1)
+    rows = (one_sequence(x) for x in (grad, q, out, lse))
+    grad_rows, q_rows, out_rows, lse_rows = rows
+    dq_rows, dk_ref, dv_ref = attend.backward(grad_rows, q_rows, k_ref, v_ref, out_rows, lse_rows, scale)
+    return dq, per_frame(dq_rows, len(q)), dk, dv, dk_ref, dv_ref
+
+
+@torch.library.custom_op(operator_name("pisa_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """Output `[B, T, H, D]`, and the log-sum-exp of the frames' rows `[B, F, H, N]` for the backward."""
-    attend = _kernel(kernel, q, k, v).forward
-    out, frame_lse = _empty_outputs(q, num_frames, num_ref_tokens)
+    attend = choose(kernel, q, k, v)
+    out, frame_lse = empty_outputs(q, num_frames, num_ref_tokens)
     for video, tensors in enumerate(zip(q, k, v, out, strict=True)):
-        frames, (q_r, k_r, v_r, out_r) = _split(tensors, num_frames, num_ref_tokens)
-        ref_ref = attend(q_r, k_r, v_r, scale)
-        ref_sum = torch.zeros_like(out_r, dtype=frame_lse.dtype)
-        for group in _groups(frames[0], num_ref_tokens):
+        parts = [split_reference(x, num_frames, num_ref_tokens) for x in tensors]
+        frames, (q_r, k_r, v_r, out_r) = zip(*parts, strict=True)
+        if num_ref_tokens:
+            ref_ref = attend.forward(q_r, k_r, v_r, scale)
+            ref_sum = torch.zeros_like(out_r, dtype=frame_lse.dtype)
+        for group in groups(frames[0], num_ref_tokens):
             q_f, k_f, v_f, out_f = (x[group] for x in frames)
-            frame_ref = (_per_frame(x, len(q_f)) for x in attend(_one_sequence(q_f), k_r, v_r, scale))
-            merged, frame_lse[video, group] = merge(*attend(q_f, k_f, v_f, scale), *frame_ref)
+            merged, frame_lse[video, group] = attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale)
             out_f.copy_(merged)
-            ref_frame = attend(_for_frames(q_r, len(q_f)), k_f, v_f, scale)
-            ref_sum += merge(*ref_frame, *ref_ref)[0].sum(dim=0)
-        out_r.copy_(ref_sum / num_frames)
+            if num_ref_tokens:
+                ref_frame = attend.forward(_for_frames(q_r, len(q_f)), k_f, v_f, scale)
+                ref_sum += merge(*ref_frame, *ref_ref)[0].sum(dim=0)
+        if num_ref_tokens:
+            out_r.copy_(ref_sum / num_frames)
     return out, frame_lse
 
 
@@ -63,10 +96,10 @@ def partials_forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(q, num_frames, num_ref_tokens)
+    return empty_outputs(q, num_frames, num_ref_tokens)
 
 
-@torch.library.custom_op("videomaker::pisa_partials_backward", mutates_args=())
+@torch.library.custom_op(operator_name("pisa_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor,
     q: Tensor,
@@ -82,10 +115,10 @@ def partials_backward(
 
     What the reference receives from each frame is computed again, not kept: it is F·M·H·D large.
     """
-    attend = _kernel(kernel, q, k, v)
+    attend = choose(kernel, q, k, v)
     grads = _empty_gradients(q, k, v)
     for lse, *tensors in zip(frame_lse, grad_out.contiguous(), q, k, v, out, *grads, strict=True):
-        frames, reference = _split(tensors, len(lse), num_ref_tokens)
+        frames, reference = zip(*(split_reference(x, len(lse), num_ref_tokens) for x in tensors), strict=True)
         _video_backward(attend, frames, reference, lse, scale)
     return grads
 
@@ -96,7 +129,7 @@ def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Te
 
 
 def _video_backward(
-    attend: Kernel, frames: list[Tensor], reference: list[Tensor], frame_lse: Tensor, scale: float
+    attend: Kernel, frames: tuple[Tensor, ...], reference: tuple[Tensor, ...], frame_lse: Tensor, scale: float
 ) -> None:
     """Write the gradients, the last three of `frames` and of `reference`, from what stands before them.
 
@@ -104,16 +137,21 @@ def _video_backward(
     the frames, its gradient is that of one attention that receives `Σ w_i grad` and had put out `Σ w_i out_i / Σ w_i`.
     """
     grad_r, q_r, k_r, v_r, _, *grads_r = reference
+    has_reference = q_r.shape[2] > 0
     grad_r = grad_r / len(frame_lse)
-    ref_ref = attend.forward(q_r, k_r, v_r, scale)
-    weight = torch.zeros_like(ref_ref[1])
-    dq_r, dk_r, dv_r, weighted_out = (torch.zeros_like(x, dtype=weight.dtype) for x in (q_r, k_r, v_r, q_r))
-    for group in _groups(frames[0], q_r.shape[2]):
+    if has_reference:
+        ref_ref = attend.forward(q_r, k_r, v_r, scale)
+        weight = torch.zeros_like(ref_ref[1])
+        dq_r, dk_r, dv_r, weighted_out = (torch.zeros_like(x, dtype=weight.dtype) for x in (q_r, k_r, v_r, q_r))
+    for group in groups(frames[0], q_r.shape[2]):
         grad_f, q_f, k_f, v_f, out_f, *grads_f = (x[group] for x in frames)
-        lse_f = frame_lse[group]
-        of_frames = attend.backward(grad_f, q_f, k_f, v_f, out_f, lse_f, scale)
-        grad_rows, q_rows, out_rows, lse_rows = (_one_sequence(x) for x in (grad_f, q_f, out_f, lse_f))
-        dq_rows, dk, dv = attend.backward(grad_rows, q_rows, k_r, v_r, out_rows, lse_rows, scale)
+        dq_own, dq_ref, dk_own, dv_own, dk, dv = attend_frames_backward(
+            attend, grad_f, q_f, k_f, v_f, out_f, frame_lse[group], k_r, v_r, scale
+        )
+        if not has_reference:
+            for grad, term in zip(grads_f, (dq_own, dk_own, dv_own), strict=True):
+                grad.copy_(term)
+            continue
         dk_r += dk
         dv_r += dv
 
@@ -124,8 +162,10 @@ def _video_backward(
         w = torch.exp(ref_ref[1] - lse_rows)
         weight += w.sum(dim=0)
         weighted_out += (w.unsqueeze(-1) * out_rows).sum(dim=0)
-        for grad, *terms in zip(grads_f, of_frames, (_per_frame(dq_rows, len(q_f)), dk, dv), strict=True):
+        for grad, *terms in zip(grads_f, (dq_own, dk_own, dv_own), (dq_ref, dk, dv), strict=True):
             torch.add(*terms, out=grad)
+    if not has_reference:
+        return
 
     weight = weight.unsqueeze(-1)
     out_rr = weighted_out / weight.clamp_min(torch.finfo(weight.dtype).tiny)
@@ -134,19 +174,34 @@ def _video_backward(
         torch.add(*terms, out=grad)
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, _, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    out, frame_lse = output
+    ctx.mark_non_differentiable(frame_lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, frame_lse)
 
 
-def _backward(ctx: object, grad_out: Tensor, grad_lse: Tensor) -> tuple:
-    return *partials_backward(grad_out, *ctx.saved_tensors, *ctx.options), None, None, None, None
+def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 7
+    gradients = _attend_backward(grad_out, *ctx.saved_tensors, *ctx.options)
+    return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-partials_forward.register_autograd(_backward, setup_context=_setup_context)
+def no_second_derivative(ctx: Any, *_: object) -> None:
+    """The gradient's gradient: refused."""
+    raise NotImplementedError("the attention backend sdpa has no second derivative: use backend='naive'")
 
 
-def _empty_outputs(q: Tensor, num_frames: int, num_ref_tokens: int) -> tuple[Tensor, Tensor]:
+_attend_backward = differentiable(partials_backward, lambda ctx, inputs, output: None, no_second_derivative)
+_attend = differentiable(partials_forward, _setup_context, _gradients)
+register_batching(partials_forward)
+register_batching(partials_backward)
+
+
+def empty_outputs(q: Tensor, num_frames: int, num_ref_tokens: int) -> tuple[Tensor, Tensor]:
+    """Room for an output like q and for the log-sum-exp of the frames' rows `[B, F, H, N]`."""
     batch, tokens, heads, _ = q.shape
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse_shape = (batch, num_frames, heads, (tokens - num_ref_tokens) // num_frames)
@@ -157,37 +212,35 @@ def _empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, T
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _kernel(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+def choose(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+    """The kernel of that name, or with "auto" the fastest for q, k, v `[B, T, H, D]`."""
     return KERNELS[choose_kernel(*(x.transpose(1, 2) for x in (q, k, v))) if name == "auto" else name]
 
 
-def _split(tensors: Iterable[Tensor], num_frames: int, num_ref_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Views of one video's `[T, H, D]` tensors: frames `[F, H, N, D]` and reference `[1, H, M, D]`."""
-    frames, reference = [], []
-    for x in tensors:
-        frames.append(x[:-num_ref_tokens].unflatten(0, (num_frames, -1)).transpose(1, 2))
-        reference.append(x[-num_ref_tokens:].transpose(0, 1).unsqueeze(0))
-    return frames, reference
+def split_reference(x: Tensor, num_frames: int, num_ref_tokens: int) -> tuple[Tensor, Tensor]:
+    """Views of one video's `[T, H, D]`: frames `[F, H, N, D]` and reference `[1, H, M, D]`."""
+    frames, reference = x.split([len(x) - num_ref_tokens, num_ref_tokens])
+    return frames.unflatten(0, (num_frames, -1)).transpose(1, 2), reference.transpose(0, 1).unsqueeze(0)
 
 
-def _groups(frames: Tensor, num_ref_tokens: int) -> Iterator[slice]:
-    """The frames to hand to the library at once."""
+def groups(frames: Tensor, num_ref_tokens: int) -> Iterator[slice]:
+    """The frames `[F, H, N, D]` to hand to the library at once."""
     num_frames, _, frame_tokens, _ = frames.shape
     tokens = CPU_TOKENS if frames.device.type == "cpu" else GPU_TOKENS
     size = max(1, tokens // max(frame_tokens, num_ref_tokens))
     return (slice(start, start + size) for start in range(0, num_frames, size))
 
 
-def _for_frames(reference: Tensor, num_frames: int) -> Tensor:
-    """`[1, H, M, D]` -> `[G, H, M, D]`, the same memory for every frame."""
-    return reference.expand(num_frames, -1, -1, -1)
-
-
-def _one_sequence(x: Tensor) -> Tensor:
+def one_sequence(x: Tensor) -> Tensor:
     """`[G, H, N, ...]` -> `[1, H, G·N, ...]`: the frames' rows one after the other."""
     return x.transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
-def _per_frame(x: Tensor, num_frames: int) -> Tensor:
-    """`[1, H, G·N, ...]` -> `[G, H, N, ...]`, the inverse of `_one_sequence`."""
+def per_frame(x: Tensor, num_frames: int) -> Tensor:
+    """`[1, H, G·N, ...]` -> `[G, H, N, ...]`, the inverse of `one_sequence`."""
     return x[0].unflatten(1, (num_frames, -1)).transpose(0, 1)
+
+
+def _for_frames(reference: Tensor, num_frames: int) -> Tensor:
+    """`[1, H, M, D]` -> `[G, H, M, D]`, the same memory for every frame."""
+    return reference.expand(num_frames, -1, -1, -1)

@@ -3,11 +3,19 @@
 A head of D columns is held as a pair `(main, tail)` of tiles whose widths are powers of two, e.g. 80 = 64 + 16, because
 padding 80 to 128 would cost 1.6 times the matrix work. A head without tail repeats its main tile, which nobody reads.
 
-Token order is `[frame 0 | … | frame F-1 | reference]`, so "frame F" starts where the reference starts.
+"Frame F" is the reference. Where it asks as well (REF_QUERIES, that is PISA) it stands behind the frames in one tensor,
+`[frame 0 | … | frame F-1 | reference]`; its keys and values have pointers of their own in either case.
 """
 
 import triton
 import triton.language as tl
+
+# Run-time arguments of the attention kernels that must not make variants of the machine code by their values.
+INTEGERS = (
+    "stride_q_batch", "stride_q_head", "stride_k_batch", "stride_k_head", "stride_v_batch", "stride_v_head",
+    "stride_k_ref_batch", "stride_k_ref_head", "stride_v_ref_batch", "stride_v_ref_head", "stride_ref_gradient",
+    "num_reference_programs", "num_frames", "num_tokens", "num_ref_tokens", "num_groups",
+)  # fmt: skip
 
 
 @triton.jit
@@ -20,15 +28,34 @@ def head_pointer(
 
 
 @triton.jit
+def segment_pointer(
+    own, reference, is_reference, batch, own_token, reference_token, head,
+    stride_own_batch, stride_own_head, stride_reference_batch, stride_reference_head,
+    STRIDE_TOKEN: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """`head_pointer` into `own` or, where `is_reference`, into `reference`, whose tokens lie equally far apart."""
+    return head_pointer(
+        tl.where(is_reference, reference, own),
+        batch,
+        tl.where(is_reference, reference_token, own_token),
+        head,
+        tl.where(is_reference, stride_reference_batch, stride_own_batch),
+        STRIDE_TOKEN,
+        tl.where(is_reference, stride_reference_head, stride_own_head),
+        ALIGN,
+    )
+
+
+@triton.jit
 def contiguous_pointer(pointer, batch, token, head, num_tokens, H: tl.constexpr, D: tl.constexpr):
     """Address of column 0 of one token's head in a contiguous `[batch, num_tokens, H, D]`."""
     return pointer + (tl.cast(batch, tl.int64) * num_tokens + token) * (H * D) + head * D
 
 
 @triton.jit
-def lse_offset(batch, head, num_frames, num_tokens, num_reference, H: tl.constexpr):
-    """Where one head's row statistics begin in `[B, H, F·N + (F + 1)·M]`."""
-    num_rows = num_frames * num_tokens + (num_frames + 1) * num_reference
+def lse_offset(batch, head, num_frames, num_tokens, num_ref_rows, H: tl.constexpr):
+    """Where one head's row statistics begin in `[B, H, F·N + (F + 1)·num_ref_rows]`."""
+    num_rows = num_frames * num_tokens + (num_frames + 1) * num_ref_rows
     return (tl.cast(batch, tl.int64) * H + head) * num_rows
 
 
@@ -155,6 +182,15 @@ def accumulate_rows(accumulator, weights, tile, TAIL: tl.constexpr, PRECISION: t
 
 
 @triton.jit
+def log2_bias(ref_bias, batch, head, H: tl.constexpr, REF_BIAS: tl.constexpr):
+    """What is added to the reference's scores of one head, in base 2; -inf leaves the reference out."""
+    if REF_BIAS:
+        return tl.load(ref_bias + batch * H + head) * 1.4426950408889634
+    else:
+        return 0.0
+
+
+@triton.jit
 def group_bounds(group, num_groups, num_items):
     """The contiguous share `[first, last)` of `num_items` frames that a group takes; shares differ by at most one."""
     return group * num_items // num_groups, (group + 1) * num_items // num_groups
@@ -162,7 +198,7 @@ def group_bounds(group, num_groups, num_items):
 
 @triton.jit
 def program_work(
-    num_reference_programs, num_frames, num_tokens, num_reference, num_groups, H: tl.constexpr, BLOCK: tl.constexpr,
+    num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups, H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What this program of the 1-D grid works on: `(is_reference, tile, head, batch, index)`.
 
@@ -173,7 +209,7 @@ def program_work(
     program = tl.program_id(0)
     is_reference = program < num_reference_programs
     program = tl.where(is_reference, program, program - num_reference_programs)
-    num_tiles = tl.cdiv(tl.where(is_reference, num_reference, num_tokens), BLOCK)
+    num_tiles = tl.cdiv(tl.where(is_reference, num_ref_tokens, num_tokens), BLOCK)
     num_items = tl.where(is_reference, num_groups, num_frames)
     outer = program // num_tiles // H
     return is_reference, program % num_tiles, program // num_tiles % H, outer // num_items, outer % num_items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from textwrap import shorten
 from typing import Annotated
 
@@ -13,9 +14,12 @@ from videomaker.errors import InputError
 
 from .terminal import show_messages
 
+# Typer brings a click of its own in some versions, so that the class cannot be imported by one name.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 
 class _Commands(TyperGroup):
-    """Commands whose errors about the user's input or files are one line on stderr and exit code 2."""
+    """Commands whose errors are one line on stderr: exit code 2 for the user's input or files, 1 for our mistakes."""
 
     def invoke(self, ctx):
         try:
@@ -25,6 +29,15 @@ class _Commands(TyperGroup):
         except (InputError, OSError) as error:
             typer.echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(2) from error
+        except (typer.Exit, typer.Abort, _UsageError):
+            raise
+        except Exception as error:
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
+                raise
+            kind = type(error).__name__
+            message = f"{kind}: {_one_line(error)}" if str(error) else kind
+            typer.echo(f"error: unexpected {message}; videomaker --verbose … shows where", err=True)
+            raise typer.Exit(1) from error
 
 
 def _one_line(error: Exception) -> str:

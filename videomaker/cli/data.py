@@ -16,30 +16,40 @@ from .terminal import quiet_libraries
 
 @data_app.command("index")
 def data_index(
-    layout: Annotated[Literal["celebv-text", "videobooth"], typer.Option(help="Whose folders they are.")],
-    root: Annotated[Path, typer.Option(help="Folder of celebvtext_info.json, or of VideoBooth's <category>.csv.")],
+    layout: Annotated[
+        Literal["celebv-text", "videobooth", "folder"],
+        typer.Option(help="Whose folders they are; folder: videos, with NAME.txt beside them or a metadata.jsonl."),
+    ],
+    root: Annotated[
+        Path, typer.Option(help="Folder of celebvtext_info.json, of VideoBooth's <category>.csv, or of your videos.")
+    ],
     out: Annotated[Path, typer.Option(help="The manifest to write; its paths are relative to its folder.")],
     videos: Annotated[
         Path | None, typer.Option(help="Folder of the videos.", show_default="ROOT, or ROOT/videos for VideoBooth")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="CelebV-Text: folder of the folders of descriptions.", show_default="ROOT")
+        Path | None,
+        typer.Option(help="CelebV-Text: folder of the descriptions; folder: of NAME.txt.", show_default="ROOT"),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(help="VideoBooth: folder of <videoid>/mask_<value>.png.", show_default="beside mask.json"),
     ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="folder: what highlighting looks for in every clip, such as dog.")
+    ] = None,
     val_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Share of source videos in the split 'val'; the rest is 'train'.")
     ] = 0.01,
 ) -> None:
-    """Make a manifest from CelebV-Text's or VideoBooth's own folders."""
+    """Make a manifest from CelebV-Text's or VideoBooth's folders, or from your own."""
     from videomaker.data.index import LAYOUTS, build_manifest
 
-    folders = {"videos": videos, "texts": texts, "masks": masks}
-    other = "masks" if layout == "celebv-text" else "texts"
-    if folders.pop(other) is not None:
-        raise InputError(f"--{other} does not belong to the layout {layout}: leave it out")
+    given = {"videos": videos, "texts": texts, "masks": masks, "subject": subject}
+    known = {"celebv-text": ("videos", "texts"), "videobooth": ("videos", "masks"), "folder": ("texts", "subject")}
+    if other := [name for name, value in given.items() if value is not None and name not in known[layout]]:
+        raise InputError(f"--{other[0]} does not belong to the layout {layout}: leave it out")
+    folders = {name: given[name] for name in known[layout]}
     count, dropped = build_manifest(LAYOUTS[layout](root, **folders), out, val_fraction=val_fraction)
     _report(f"{count} clips in {out}", dropped)
 

@@ -17,12 +17,12 @@ from .terminal import prepare_model, quiet_libraries
 
 @app.command(no_args_is_help=True)
 def warmup(
-    save: Annotated[Path, typer.Option(help="The folder to write; replaced if it is there.")],
+    save: Annotated[Path, typer.Option(help="The folder to write; replaced if this command made it.")],
     frames: options.Frames = None,
     width: options.Width = None,
     height: options.Height = None,
-    batch_size: Annotated[list[int], typer.Option(min=1, help="Videos at once; repeatable.")] = [1],  # noqa: B006
-    references: Annotated[int, typer.Option(min=1, help="Pictures of each subject.")] = 1,
+    batch_size: Annotated[list[int], typer.Option(min=1, max=1024, help="Videos at once; repeatable.")] = [1],  # noqa: B006
+    references: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each subject.")] = 1,
     model: options.Model = None,
     motion_adapter: options.MotionAdapter = None,
     dtype: options.Dtype = "auto",
@@ -33,14 +33,20 @@ def warmup(
     What is saved fits this device and these versions, and any weights. It
     is machine code: use only what you made.
     """
-    from videomaker.jobs import request
+    from videomaker.files import check_writable
+    from videomaker.jobs import defaults, model_check, request
 
     recipe = request.Recipe(
         request.ModelSpec(model or "default", motion_adapter, dtype=dtype, device=device),
         request.Settings(width=width, height=height, frames=frames),
     )
+    model_check.check_model(recipe.model)
+    defaults.settings_without_model(recipe.model, recipe.settings, references)
+    check_writable(save.parent)
+    from videomaker.compiled import Bucket, artifacts  # torch takes seconds
+
+    artifacts.check_place(save)
     prepared = prepare_model(recipe)
-    from videomaker.compiled import Bucket, artifacts
 
     settings = prepared.recipe.settings
     shape = (settings.frames, settings.height, settings.width)
@@ -78,12 +84,24 @@ def export(
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="A whole pipeline folder, not the trained part.")
     ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Of a LoRA run: the changed weights, not adapters.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The weights that checkpoint.best kept.")] = False,
+    push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload to the hub, as a private folder.")] = "",
 ) -> None:
     """Turn a training run into weights that `generate` and others load, with a model card."""
     from videomaker.train.export import export_run
 
+    if push:
+        from videomaker.train.push import check_repository
+
+        check_repository(push)
     report = partial(typer.echo, err=True)
-    typer.echo(export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, report=report))
+    made = export_run(run, output, dtype=dtype, ema=ema, whole=pipeline, merge=merge, best=best, report=report)
+    typer.echo(made)
+    if push:
+        from videomaker.train import push as hub
+
+        typer.echo(hub.push(hub.hub_folder(run, made, run / "export" / "hub"), push))
 
 
 @app.command()

@@ -13,7 +13,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A folder in the diffusers format, or 'default'.",
+        help="A folder in the diffusers format, a single file, a model of the hub, or 'default'.",
         show_default="embedded",
         rich_help_panel=MODEL,
     ),
@@ -21,8 +21,23 @@ Model = Annotated[
 MotionAdapter = Annotated[
     str | None,
     typer.Option(
-        "--motion-adapter", help="AnimateDiff's folder, when the model is an SD 1.5 base.", rich_help_panel=MODEL
+        "--motion-adapter", help="AnimateDiff's folder or single file, for an SD 1.5 base.", rich_help_panel=MODEL
     ),
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", help="Another VAE: a folder, a single file or a model of the hub.", rich_help_panel=MODEL),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="FILE or FILE:scale, added into the weights; repeatable.", rich_help_panel=MODEL),
+]
+NegativePreset = Annotated[
+    Literal["people", "objects"] | None,
+    typer.Option("--negative-preset", help="A long negative prompt, as published results used.", rich_help_panel=VIDEO),
+]
+SubjectModels = Annotated[
+    Path | None, typer.Option("--models", help="With --highlight: folder of grounding-dino/ and sam/.")
 ]
 Weights = Annotated[
     str | None,
@@ -69,8 +84,27 @@ Combine = Annotated[
 Seeds = Annotated[
     str, typer.Option("--seed", "-s", help="A number, or several such as 1,2,3 or 0-9: a video for each.")
 ]
+HighlightWord = Annotated[
+    str,
+    typer.Option(
+        "--highlight",
+        help="Find the subject by this word, such as head or dog, and put it on white, as in training "
+        "(Grounding DINO and SAM in --models).",
+        metavar="WORD",
+        show_default=False,
+    ),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="Picture that is 0 outside the subject: put it on white and crop to it.")
+]
+SuiteMask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Folder of SUBJECT.png, 0 outside the subject; or one file for one subject."),
+]
+Box = Annotated[str | None, typer.Option("--box", help="x1,y1,x2,y2 in pixels of the reference: crop to the subject.")]
 Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Denoising steps.", show_default="30", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--steps", min=1, max=10_000, help="Denoising steps.", show_default="30", rich_help_panel=VIDEO),
 ]
 Guidance = Annotated[
     float | None,
@@ -80,13 +114,16 @@ NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What the video should not show.", rich_help_panel=VIDEO)
 ]
 Width = Annotated[
-    int | None, typer.Option("--width", min=1, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--width", min=1, max=4096, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Height = Annotated[
-    int | None, typer.Option("--height", min=1, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--height", min=1, max=4096, help="Pixels.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Frames = Annotated[
-    int | None, typer.Option("--frames", min=1, help="Frames.", show_default="as trained", rich_help_panel=VIDEO)
+    int | None,
+    typer.Option("--frames", min=1, max=10_000, help="Frames.", show_default="as trained", rich_help_panel=VIDEO),
 ]
 Fps = Annotated[
     float | None,
@@ -103,7 +140,9 @@ Fit = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    typer.Option("--batch-size", min=1, help="Videos that go through the model together.", rich_help_panel=RESULT),
+    typer.Option(
+        "--batch-size", min=1, max=1024, help="Videos that go through the model together.", rich_help_panel=RESULT
+    ),
 ]
 FileFormat = Annotated[
     Literal["mp4", "gif", "frames"] | None,

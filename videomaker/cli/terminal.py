@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from videomaker.jobs.quiet import quiet_libraries
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from videomaker.jobs.prepare import Prepared
     from videomaker.jobs.request import Recipe
 
@@ -30,20 +32,8 @@ def show_messages(*, verbose: bool) -> None:
 
     handler = RichHandler(console=console(), show_time=False, show_path=False)
     logging.basicConfig(level="DEBUG" if verbose else "INFO", format="%(message)s", handlers=[handler], force=True)
-    for library in ("httpx", "PIL", "libav", "urllib3", "filelock"):
+    for library in ("alembic", "httpx", "httpx2", "PIL", "libav", "urllib3", "filelock"):
         logging.getLogger(library).setLevel("WARNING")
-
-
-def quiet_libraries() -> None:
-    """Keeps loading bars and advice for programmers off the screen, unless the environment asks for them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -77,3 +67,8 @@ def prepare_model(recipe: Recipe) -> Prepared:
         from videomaker.jobs.prepare import prepare  # torch and diffusers take seconds
 
         return prepare(recipe)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table of results on stdout."""
+    Console().print(table)

@@ -8,7 +8,6 @@ is refused, and you should load only what you made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,9 +19,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from videomaker.digests import sha256
 from videomaker.environment import machine, versions
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory
+from videomaker.files import atomic_directory, check_replaceable, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +34,36 @@ def save(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "defaul
     """Writes what this process compiled, after `pipe.compile` with the same `mode`.
 
     Raises:
-        InputError: nothing has been compiled.
+        InputError: nothing has been compiled, or the folder holds other files.
         OSError: the folder cannot be written.
     """
+    check_place(folder)
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
         raise InputError("nothing was compiled in this process; call compile() before saving")
-    key = {**describe(pipe, mode), "sha256": hashlib.sha256(saved[0]).hexdigest()}
-    with atomic_directory(folder) as temporary:
+    key = {**describe(pipe, mode), "sha256": sha256(saved[0])}
+    with atomic_directory(folder, ours=_is_ours) as temporary:
         (temporary / CODE_FILE).write_bytes(saved[0])
         (temporary / KEY_FILE).write_text(json.dumps(key, indent=2) + "\n")
     return Path(folder)
+
+
+def check_place(folder: str | os.PathLike) -> None:
+    """Refuses a folder that holds anything but artifacts: to be called before compiling.
+
+    Raises:
+        InputError: it holds other files.
+    """
+    check_replaceable(Path(folder), _is_ours)
+
+
+def _is_ours(folder: Path) -> bool:
+    if {path.name for path in folder.iterdir()} != {KEY_FILE, CODE_FILE}:
+        return False
+    try:
+        return {"architecture", "sha256"} <= read_json(folder / KEY_FILE).keys()
+    except InputError:
+        return False
 
 
 def load(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "default") -> str:
@@ -71,7 +90,7 @@ def _read(folder: Path, expected: dict[str, Any]) -> str | None:
     for name, value in expected.items():
         if key.get(name) != value:
             return f"it was made for {name} {key.get(name)!r}, here it is {value!r}"
-    if hashlib.sha256(code).hexdigest() != key.get("sha256"):
+    if sha256(code) != key.get("sha256"):
         return "it is damaged, its checksum differs"
     return None if torch.compiler.load_cache_artifacts(code) is not None else "torch cannot read it"
 
@@ -91,7 +110,7 @@ def describe(pipe: DiffusionPipeline, mode: str) -> dict[str, Any]:
         "dtype": str(pipe.unet.dtype),
         "vae_dtype": str(pipe.vae.dtype),
         "mode": mode,
-        "architecture": hashlib.sha256(architecture.encode()).hexdigest()[:16],
+        "architecture": sha256(architecture)[:16],
     }
 
 
@@ -104,4 +123,4 @@ def _cpu() -> str:
     named = dict(line.split(":", 1) for line in lines if line.startswith(("model name", "flags", "Features")))
     named = {name.strip(): value.strip() for name, value in named.items()}
     flags = named.get("flags") or named.get("Features", "")
-    return f"{named.get('model name', platform.machine())} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    return f"{named.get('model name', platform.machine())} {sha256(flags)[:8]}"

@@ -180,7 +180,7 @@ class CompiledPipeline:
     ):
         _check(pipe, undeclared)
         captured = cuda_graphs and pipe.device.type == "cuda" and torch.version.cuda is not None
-        options = {
+        options: dict[str, Any] = {
             "mode": mode,
             "pool": torch.cuda.graph_pool_handle() if captured else None,
             "undeclared": undeclared,
@@ -190,6 +190,7 @@ class CompiledPipeline:
         prepare_unet(pipe.unet)
         self._weights = pipe.unet.conv_in.weight
         self._address = self._weights.data_ptr()
+        self._pipe, self._adapters = pipe, adapters_of(pipe)
         self._step = StaticGraph("the denoising step", partial(denoising_step, pipe.unet), **options)
         self._decode = StaticGraph("the VAE decoder", partial(decode_pictures, pipe.vae), **options)
         # Every prompt is encoded alone and padded to one length, so the text encoder has one shape.
@@ -208,9 +209,11 @@ class CompiledPipeline:
         return self._decode
 
     def _check_place(self) -> None:
-        """Captured graphs hold addresses."""
+        """Captured graphs hold addresses, and every number that was none of their inputs."""
         if self._weights.data_ptr() != self._address:
             raise InputError("the pipeline was moved or cast after compile(); call compile() again")
+        if adapters_of(self._pipe) != self._adapters:
+            raise InputError("a LoRA, an adapter, FreeU or a part changed after compile(): call compile() again")
 
     @contextlib.contextmanager
     def declaring(self) -> Iterator[None]:
@@ -220,6 +223,36 @@ class CompiledPipeline:
             yield
         finally:
             self._step.open = self._decode.open = False
+
+
+def adapters_of(pipe: Compilable) -> tuple:
+    """What of a pipeline's parts changes their numbers without being a weight: modules, scales of LoRAs, FreeU."""
+    found: list[Any] = []
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        for module in part.modules():
+            lora = [(name, tuple(sorted(value.items()))) for name in _LORA_STATE if (value := _mapping(module, name))]
+            flags = tuple(str(module.__dict__[name]) for name in _FLAGS if name in module.__dict__)
+            found.append((id(module), tuple(lora), flags))
+    return tuple(found)
+
+
+_LORA_STATE = ("scaling",)
+_FLAGS = (
+    "s1",
+    "s2",
+    "b1",
+    "b2",
+    "_active_adapter",
+    "_disable_adapters",
+    "merged_adapters",
+    "use_slicing",
+    "use_tiling",
+)
+
+
+def _mapping(module: Any, name: str) -> dict:
+    value = module.__dict__.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def compile_pipeline(
@@ -247,6 +280,7 @@ def compile_pipeline(
     """
     start = time.perf_counter()
     found = "not given" if saved is None else artifacts.load(saved, pipe, mode)
+    pipe.compiled = None  # what was compiled before does not rehearse
     pipe.compiled = CompiledPipeline(pipe, mode=mode, cuda_graphs=cuda_graphs, undeclared=undeclared)
     buckets = tuple(dict.fromkeys(buckets))
     for bucket in buckets:

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, SchedulerMixin, UNetMotionModel
 
 from videomaker.errors import InputError
 
-from .processors import project_text
+from .processors import TextStates, project_text
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class StaticSampler:
         self._linear = _is_linear_ddim(scheduler, step_kwargs)
         weights = ddim_weights(scheduler, timesteps) if self._linear else torch.tensor([[0.0, 1.0]] * len(timesteps))
         self._weights = weights.to(reference.device)
-        self._text = self._states = self._inner = None
+        self._text: torch.Tensor | None = None
+        self._states: TextStates | None = None
+        self._inner: torch.Tensor | None = None
 
     def __call__(
         self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None

@@ -8,7 +8,6 @@ of everything that its content depends on: settings, weights, the video's bytes 
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
+from videomaker.digests import blake2b_of_all
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
@@ -87,11 +87,12 @@ def cache_settings(
 
 def fingerprint(module: torch.nn.Module) -> str:
     """A hash of a module's weights, the same for fp32 weights and for the same ones loaded as bf16."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    weights = sorted(module.state_dict().items())
+    return blake2b_of_all(
+        part
+        for name, tensor in weights
+        for part in (name, tensor.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    )
 
 
 def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: int = 1) -> tuple[int, dict[str, int]]:
@@ -235,11 +236,7 @@ def _hash_captions(clip: Clip) -> str:
 
 
 def _hash(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.hexdigest()
+    return blake2b_of_all(piece for part in parts for piece in (len(part).to_bytes(8), part))
 
 
 def _stamp(clip: Clip, root: Path) -> str:

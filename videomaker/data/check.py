@@ -17,7 +17,7 @@ from videomaker.errors import InputError
 
 from .manifest import Clip, long_captions, parse_manifest, write_manifest
 from .reference import crop_to_box, mask_on_white
-from .shards import clip_file, load_image
+from .shards import clip_file, load_image, load_mask
 from .video import ClipError, open_video, probe
 
 THREADS = 8  # FFmpeg works outside Python's lock, and network disks are slow to answer
@@ -81,7 +81,7 @@ def inspect_clip(clip: Clip, root: Path) -> ClipError | None:
             for ref in clip.refs:
                 image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
                 if ref.mask:
-                    mask_on_white(image, load_image(root, clip, ref.mask))
+                    mask_on_white(image, load_mask(root, clip, ref.mask))
                 if ref.box:
                     crop_to_box(image, ref.box)
     except ClipError as error:

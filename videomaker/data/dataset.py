@@ -6,7 +6,6 @@ neither the number of workers nor the number of ranks changes a sample, and the 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from .check import check_files
@@ -25,13 +25,11 @@ from .reference import (
     OBJECTS,
     Augmentation,
     augment_reference,
-    crop_to_box,
+    compose_reference,
     fill_frame,
-    mask_on_white,
-    pad_to_frame,
     to_tensor,
 )
-from .shards import clip_file, load_image
+from .shards import clip_file, load_image, load_mask
 from .video import ClipError, Video, open_video
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ class ClipDataset(Dataset):
     def __init__(self, config: DataConfig, clips: Sequence[Clip], *, seed: int, cache: CachedClips | None = None):
         self.config, self.clips, self.seed, self.cache = config, clips, seed, cache
         self.root = Path(config.manifest).parent
-        self.fingerprint = hashlib.sha256("\n".join(clip.id for clip in clips).encode()).hexdigest()[:16]
+        self.fingerprint = sha256("\n".join(clip.id for clip in clips))[:16]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -122,10 +120,10 @@ class ClipDataset(Dataset):
             "skipped", a list of (id, reason, message). Only "skipped" when no clip could be read.
         """
         epoch, index = key
-        skipped = []
+        skipped: list[tuple[str, str, str]] = []
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self.seed, epoch, index, attempt])
-            clip = self.clips[rng.integers(len(self)) if attempt else index]
+            clip = self.clips[int(rng.integers(len(self))) if attempt else index]
             try:
                 return {**self._load(clip, rng), "skipped": skipped}
             except ClipError as error:
@@ -133,7 +131,7 @@ class ClipDataset(Dataset):
         return {"skipped": skipped}
 
     def _load(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        caption = rng.integers(len(clip.captions))
+        caption = int(rng.integers(len(clip.captions)))
         sample: dict[str, Any] = {"ids": clip.id, "caption": clip.captions[caption]}
         with open_video(clip_file(self.root, clip, clip.video)) as video:
             if self.cache:
@@ -148,7 +146,7 @@ class ClipDataset(Dataset):
         candidates = clip.refs or spread_frames(video.num_frames)
         ref = candidates[rng.integers(len(candidates))]
         image = load_image(self.root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
-        mask = load_image(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
+        mask = load_mask(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
         try:
             image = self._compose(ref, image, mask)
         except ValueError as error:
@@ -156,13 +154,15 @@ class ClipDataset(Dataset):
         return augment_reference(to_tensor(image), self.config.augmentation, rng)
 
     def _compose(self, ref: Reference, image: Image.Image, mask: Image.Image | None) -> Image.Image:
-        size = {"height": self.config.height, "width": self.config.width}
-        if mask:
-            image = mask_on_white(image, mask)
-        if self.config.crop_to_subject and ref.box:
-            return pad_to_frame(crop_to_box(image, ref.box), **size)
         # A picture of its own may have any shape and loses nothing; a frame is cut like the other frames.
-        return pad_to_frame(image, **size) if ref.image else fill_frame(image, **size)
+        return compose_reference(
+            image,
+            height=self.config.height,
+            width=self.config.width,
+            mask=mask,
+            box=ref.box if self.config.crop_to_subject else None,
+            cut=not ref.image,
+        )
 
 
 def decode_window(video: Video, config: DataConfig, *, position: float) -> torch.Tensor:

@@ -5,7 +5,6 @@ Letters: B clips, C latent channels, F frames, H×W pixels, h×w latent size, L 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from videomaker.digests import sha256_number
 from videomaker.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class HasTokenizer(Protocol):
     """A pipeline, or `Encoders`."""
 
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Turns captions into tokens."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ def load_encoders(model: Path, *, vae: Path | None = None) -> Encoders:
 
 def generator(device: torch.device, *key: int | str) -> torch.Generator:
     """A generator whose stream is fixed by `key`, whatever ran before: a resumed run draws what it would have drawn."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(sha256_number("/".join(map(str, key))) >> 1)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .errors import ClipError
+
 if TYPE_CHECKING:
     import av
 
@@ -76,7 +78,5 @@ def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
     scale = np.abs(matrix).max()
     signs = tuple(int(part) for part in np.round(matrix / scale).flatten()) if scale else (1, 0, 0, 1)
     if signs not in _TURNS or np.abs(matrix / max(scale, 1e-9) - np.reshape(signs, (2, 2))).max() > 0.01:
-        from .video import ClipError
-
         raise ClipError("turned oddly", f"by {frame.rotation} degrees; rewrite it with `ffmpeg -i IN OUT.mp4`")
     return _TURNS[signs]

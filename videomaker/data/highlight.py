@@ -133,7 +133,7 @@ def highlight_manifest(
     for clip, text in tqdm(jobs, desc="highlighting", unit="clip", disable=None):
         result = _read_result(folder, clip, text)
         if result is None:
-            with atomic_directory(folder / quote(clip.id, safe="")) as temporary:
+            with atomic_directory(folder / quote(clip.id, safe=""), ours=_is_result) as temporary:
                 result = _highlight_clip(clip, text, manifest.parent, temporary, detector, segmenter, settings)
         if "reason" in result:
             dropped[result["reason"]] += 1
@@ -144,6 +144,11 @@ def highlight_manifest(
         raise InputError(f"no clip of {manifest} shows one subject ({reasons}); look at the prompt and the thresholds")
     write_manifest(out, kept)
     return len(kept), dict(dropped)
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a folder holds a clip's masks and nothing else."""
+    return all(path.name == RESULT or path.suffix == ".png" for path in folder.iterdir())
 
 
 def find_subject(image: Image.Image, text: str, detector: Detector, settings: HighlightSettings) -> Box:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import collections
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from videomaker.digests import sha256_number
 from videomaker.errors import InputError
 
 from .check import describe_counts, map_files
+from .index_folder import index_folder
 from .manifest import Clip, Reference, write_manifest
 from .video import ClipError, VideoInfo, probe
 
@@ -98,7 +99,11 @@ def index_videobooth(root: Path, *, videos: Path | None = None, masks: Path | No
     return drafts, dropped
 
 
-LAYOUTS: dict[str, Callable[..., Drafts]] = {"celebv-text": index_celebv_text, "videobooth": index_videobooth}
+LAYOUTS: dict[str, Callable[..., Drafts]] = {
+    "celebv-text": index_celebv_text,
+    "videobooth": index_videobooth,
+    "folder": index_folder,
+}
 
 
 def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> tuple[int, collections.Counter]:
@@ -150,7 +155,7 @@ def _probe_draft(draft: Draft) -> VideoInfo | ClipError:
 
 def _share(source: str) -> float:
     """A fixed pseudo-random number in [0, 1) for a source video."""
-    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8]) / 2**64
+    return sha256_number(source) / 2**64
 
 
 def _celebv_entries(path: Path) -> dict[str, dict[str, Any]]:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from videomaker.pictures import load_labels
+
 WHITE = (255, 255, 255)
+
+
+def read_mask(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """A mask by its labels (`videomaker.pictures.load_labels`): 255 where the subject is, 0 elsewhere, mode "L".
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return Image.fromarray(np.uint8(255) * (load_labels(source, name=name) != 0))
 
 
 def mask_on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
@@ -37,6 +50,34 @@ def crop_to_box(image: Image.Image, box: tuple[float, float, float, float]) -> I
     if left >= right or top >= bottom:
         raise ValueError(f"box {list(box)} has no pixel of a picture of {image.width}x{image.height}")
     return image.crop((left, top, right, bottom))
+
+
+def compose_reference(
+    image: Image.Image,
+    *,
+    height: int,
+    width: int,
+    mask: Image.Image | None = None,
+    box: tuple[float, float, float, float] | None = None,
+    cut: bool = False,
+) -> Image.Image:
+    """What the model sees of a reference, in training and at inference: the subject on white, in the video's size.
+
+    Args:
+        image: RGB.
+        height, width: of the video, in pixels.
+        mask: of the image's size, 0 outside the subject, which becomes white.
+        box: x1, y1, x2, y2 in pixels; the image is cropped to it and padded with white.
+        cut: without a box, cut the image about its centre to the video's shape instead of padding it with white.
+
+    Raises:
+        ValueError: the mask has another size, or nothing of the box lies inside.
+    """
+    if mask is not None:
+        image = mask_on_white(image, mask)
+    if box is not None:
+        return pad_to_frame(crop_to_box(image, box), height=height, width=width)
+    return (fill_frame if cut else pad_to_frame)(image, height=height, width=width)
 
 
 def fill_frame(image: Image.Image, *, height: int, width: int) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import hashlib
 import io
 import json
 import tarfile
@@ -15,11 +14,13 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
 from .manifest import Clip, read_manifest, write_manifest
+from .reference import read_mask
 from .video import ClipError, probe
 
 
@@ -42,8 +43,21 @@ def load_image(root: Path, clip: Clip, name: str) -> Image.Image:
     """
     source = clip_file(root, clip, name)
     try:
-        return load_reference(source) if isinstance(source, Path) else Image.open(source).convert("RGB")
+        return load_reference(source, name=name if isinstance(source, io.BytesIO) else None)
     except (InputError, OSError) as error:
+        raise ClipError("bad reference", str(error)) from error
+
+
+def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:
+    """A mask of a clip, by its labels: see `read_mask`.
+
+    Raises:
+        ClipError: it is missing or cannot be read.
+    """
+    source = clip_file(root, clip, name)
+    try:
+        return read_mask(source, name if clip.shard else None)
+    except InputError as error:
         raise ClipError("bad reference", str(error)) from error
 
 
@@ -82,7 +96,7 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
     """
     clips = read_manifest(manifest)
-    plan = {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), "clips_per_shard": clips_per_shard}
+    plan = {"manifest": sha256(manifest.read_bytes()), "clips_per_shard": clips_per_shard}
     claim(out, plan, "shards of another manifest or size")
     packed: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()
@@ -139,7 +153,8 @@ def _pack(clip: Clip, key: str, root: Path) -> dict[str, str | bytes]:
         names = {"image": ref.image and f"ref{number}.png", "mask": ref.mask and f"mask{number}.png"}
         for kind, name in names.items():
             if name:
-                sample[name] = _png(load_image(root, clip, getattr(ref, kind)), "RGB" if kind == "image" else "L")
+                read, mode = (load_image, "RGB") if kind == "image" else (load_mask, "L")
+                sample[name] = _png(read(root, clip, getattr(ref, kind)), mode)
         refs.append(ref.model_copy(update={kind: name and f"{key}.{name}" for kind, name in names.items()}))
     sample[suffix[1:]] = video.getvalue() if isinstance(video, io.BytesIO) else video.read_bytes()
     packed = clip.model_copy(update={"video": f"{key}{suffix}", "refs": tuple(refs), "shard": None})

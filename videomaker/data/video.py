@@ -15,12 +15,15 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from videomaker.media import MAX_PIXELS
+from videomaker.media import MAX_PIXELS, local_url
 
+from .errors import ClipError
 from .geometry import Geometry, geometry_of
 
 if TYPE_CHECKING:
     from PIL import Image
+
+__all__ = ["ClipError", "Video", "VideoInfo", "open_video", "probe"]
 
 VideoSource = str | os.PathLike | io.BytesIO
 
@@ -30,14 +33,6 @@ _CODEC_OPTIONS = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 _SEEKABLE = ("mp4", "matroska")  # whose index finds a frame by its presentation timestamp
 _HIDDEN_FRAMES = ("vp8",)  # packets that show nothing
 _VARIABLE = 1.5  # times the usual step: a longer one means a variable frame rate, a shorter one rounded timestamps
-
-
-class ClipError(Exception):
-    """A clip cannot be used. `reason` is one of a few short phrases, to count by."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -240,7 +235,7 @@ def _open(source: VideoSource) -> av.container.InputContainer:
     if isinstance(source, io.BytesIO):
         source.seek(0)
         return av.open(source, options=_FORMAT_OPTIONS)
-    return av.open(str(source), options=_FORMAT_OPTIONS)
+    return av.open(local_url(source), options=_FORMAT_OPTIONS)
 
 
 @contextmanager
@@ -255,11 +250,11 @@ def open_video(source: VideoSource) -> Iterator[Video]:
     try:
         video = Video(source)
     except av.FFmpegError as error:
-        raise ClipError("not a video", error.strerror) from None
+        raise ClipError("not a video", error.strerror or "unreadable") from None
     try:
         yield video
     except av.FFmpegError as error:
-        raise ClipError("broken", error.strerror) from None
+        raise ClipError("broken", error.strerror or "unreadable") from None
     finally:
         video.close()
 

@@ -139,7 +139,8 @@ def _generate(pipe: VideoMakerPipeline, suite: SpriteSuite, cases: Sequence[Case
         guidance_scale=suite.guidance_scale,
         generator=[torch.Generator().manual_seed(case.seed) for case in cases],
         output_type="np",
-    ).frames
+        return_dict=False,
+    )[0]
     return (np.asarray(video) * 255).round().astype(np.uint8)
 
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from videomaker import default_model_path, media
 from videomaker.compiled import Bucket
 from videomaker.errors import InputError
 from videomaker.kernels import choose_backend
 from videomaker.pipeline import VideoMakerPipeline
+from videomaker.weights.sources import pin
 
+from .defaults import generation_defaults, model_folder, resolve_output, resolve_settings
+from .finished import fingerprint
+from .model_check import check_model, check_parts
+from .parts import build_pipeline, fuse_loras
 from .record import component_digests
 from .request import Job, ModelSpec, Recipe, Settings
 
 logger = logging.getLogger(__name__)
 
+_MOST_SHOWN = 80  # characters of a prompt
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
-# What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
-_GENERATION_KEYS = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "negative_prompt": "negative_prompt",
-    "width": "width",
-    "height": "height",
-    "num_frames": "frames",
-    "fps": "fps",
-}
 
 
 @dataclass(frozen=True)
@@ -46,13 +37,17 @@ class Prepared:
     pipe: VideoMakerPipeline
     recipe: Recipe
     digests: dict[str, str]
+    fingerprint: str | None = None  # of `videomaker.jobs.finished`
 
 
 def resolve_model(spec: ModelSpec) -> ModelSpec:
     """Replaces the device and dtype `"auto"` by what this machine has; the attention backend's is each layer's choice.
 
+    Models of the hub get the revision that they lead to.
+
     Raises:
-        InputError: the device is unknown or absent, or cannot run the attention backend, or has nothing to offload.
+        InputError: a model of the hub is not to be had; the device is unknown or absent, or cannot run the attention
+            backend, or has nothing to offload.
     """
     device = _resolve_device(spec.device)
     dtype = ("float16" if device.type == "cuda" else "float32") if spec.dtype == "auto" else spec.dtype
@@ -64,7 +59,8 @@ def resolve_model(spec: ModelSpec) -> ModelSpec:
         choose_backend(torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype]), spec.attention_backend)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return replace(spec, device=str(device), dtype=dtype)
+    places = {name: pin(place) for name in ("source", "motion_adapter", "vae") if (place := getattr(spec, name))}
+    return replace(spec, device=str(device), dtype=dtype, **places)
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -80,84 +76,32 @@ def _resolve_device(name: str) -> torch.device:
     return device
 
 
-def model_folder(source: str) -> Path:
-    """The folder of a model: `"default"` is the embedded one."""
-    return default_model_path() if source == "default" else Path(source)
-
-
 def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
     """Loads what `spec` (see `resolve_model`) describes, on its device.
 
     Raises:
         InputError: a part is missing, damaged, or of another architecture.
     """
-    _check_model(spec)
-    options: dict[str, Any] = {"torch_dtype": DTYPES[spec.dtype], "attention_backend": spec.attention_backend}
-    if spec.motion_adapter is not None:
-        options["motion_adapter"] = _adapter_folder(spec.motion_adapter)
+    check_model(spec)
     try:
-        pipe = VideoMakerPipeline.from_pretrained(model_folder(spec.source), **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"model {spec.source!r} cannot be loaded: {error}") from error
-    _check_complete(pipe, spec)
+        pipe = build_pipeline(spec, model_folder(spec.source), DTYPES[spec.dtype])
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"memory does not suffice to load model {spec.source!r}") from error
+    except Exception as error:  # of damaged folders, every library complains in its own way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"model {spec.source!r} cannot be loaded: {reason}") from error
+    check_parts(pipe, spec.source)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
+    fuse_loras(pipe, spec.loras)
     pipe.set_progress_bar_config(disable=True)
     if spec.offload:
         pipe.enable_model_cpu_offload(device=spec.device)
         return pipe
     return pipe.to(spec.device)
-
-
-def _check_model(spec: ModelSpec) -> None:
-    """Refuses what is not Stable Diffusion 1.5, AnimateDiff or VideoMaker before its weights are read."""
-    try:
-        index = json.loads((model_folder(spec.source) / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"unknown model {spec.source!r}: give 'default' or a folder in the diffusers format (with model_index.json)"
-        ) from error
-    unet = (index.get("unet") or [None, None])[1]
-    missing = [part for part in _PARTS if not (model_folder(spec.source) / part).is_dir()]
-    if unet not in ("UNet2DConditionModel", "UNetMotionModel") or "text_encoder_2" in index:
-        kind = index.get("_class_name")
-        raise InputError(f"model {spec.source!r} is a {kind}: give a VideoMaker or a Stable Diffusion 1.5 folder")
-    if unet == "UNet2DConditionModel" and spec.motion_adapter is None:
-        raise InputError(
-            f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
-        )
-    if missing:
-        raise InputError(f"model {spec.source!r} has no {missing[0]}/: fetch the whole folder again")
-
-
-def _check_complete(pipe: VideoMakerPipeline, spec: ModelSpec) -> None:
-    """Refuses a model whose files lack tensors; diffusers leaves those without values."""
-    for part in ("unet", "vae", "text_encoder"):
-        missing = [name for name, parameter in getattr(pipe, part).named_parameters() if parameter.is_meta]
-        if missing:
-            raise InputError(f"model {spec.source!r} lacks {len(missing)} tensors of {part}, such as {missing[0]}")
-
-
-def _adapter_folder(folder: str) -> str:
-    if not Path(folder, "config.json").is_file():
-        raise InputError(f"motion adapter {folder!r} is not a folder in the diffusers format (with config.json)")
-    return folder
-
-
-def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
-    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user.
-
-    Raises:
-        InputError: the file is not JSON.
-    """
-    path = folder / "generation.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    settings = {_GENERATION_KEYS[key]: value for key, value in values.items() if key in _GENERATION_KEYS}
-    return Settings(**settings), values.get("note")
 
 
 def prepare(asked: Recipe) -> Prepared:
@@ -172,37 +116,38 @@ def prepare(asked: Recipe) -> Prepared:
     defaults, note = generation_defaults(model_folder(model.source))
     if note:
         logger.warning(note)
-    settings = _resolve_settings(asked.settings, defaults, pipe)
+    settings = resolve_settings(asked.settings, defaults, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     _check_settings(settings, pipe)
-    output = asked.output
-    if output.upscale is None:
-        factor = 1 if output.format == "frames" else media.default_upscale(settings.height, settings.width)
-        output = replace(output, upscale=factor)
-    return Prepared(pipe, Recipe(model, settings, output), component_digests(pipe))
-
-
-def _resolve_settings(asked: Settings, defaults: Settings, pipe: VideoMakerPipeline) -> Settings:
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    layers = [asdict(asked), asdict(defaults), asdict(replace(PAPER_SETTINGS, width=side, height=side))]
-    return Settings(**{name: next(x[name] for x in layers if x[name] is not None) for name in layers[0]})
+    recipe = Recipe(model, settings, resolve_output(asked.output, settings))
+    return Prepared(pipe, recipe, component_digests(pipe), fingerprint(asked.model))
 
 
 def _check_settings(settings: Settings, pipe: VideoMakerPipeline) -> None:
     most_steps = pipe.scheduler.config.num_train_timesteps
     if not 1 <= settings.steps <= most_steps:
         raise InputError(f"{settings.steps} steps: this model's schedule has 1 to {most_steps}")
-    if not (math.isfinite(settings.guidance) and math.isfinite(settings.fps) and settings.fps > 0):
-        raise InputError(f"guidance {settings.guidance} and fps {settings.fps} must be finite, and fps positive")
+
+
+def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
+    """The words of a prompt that a tokenizer of whole words has no token for; CLIP's knows every word by its parts."""
+    unknown = getattr(tokenizer, "unk_token", None)
+    if unknown is None or len(tokenizer.tokenize("qzxqzx")) != 1 or tokenizer.tokenize("qzxqzx") != [unknown]:
+        return []
+    words = dict.fromkeys(re.findall(r"[^\W_]+", prompt))
+    return [word for word in words if unknown in tokenizer.tokenize(word)]
 
 
 def warn_of_cut_prompts(pipe: VideoMakerPipeline, prompts: Iterable[str]) -> None:
-    """Logs, for every prompt that is longer than the text encoder reads, what is cut off."""
+    """Logs what of a prompt the model does not hear: words that it does not know, and what is cut off."""
     limit = pipe.tokenizer.model_max_length  # with the start and end tokens
     for prompt in dict.fromkeys(prompts):
         tokens = pipe.tokenizer(prompt).input_ids
         if len(tokens) > limit:
             cut = pipe.tokenizer.decode(tokens[limit - 1 : -1])
+            cut = cut if len(cut) <= _MOST_SHOWN else f"{cut[:_MOST_SHOWN]} …"
             logger.warning("a prompt has %d tokens, the model reads %d; cut off: %r", len(tokens), limit, cut)
+        if unknown := unknown_words(pipe.tokenizer, prompt):
+            logger.warning("words that this model does not know: %s", ", ".join(unknown[:10]))
 
 
 def compile_for(prepared: Prepared, batches: Sequence[Sequence[Job]], artifacts: Path | None = None) -> None:

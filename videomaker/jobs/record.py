@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import ValidationError
 
-from videomaker.environment import machine, versions
+from videomaker.digests import sha256_of_all
 from videomaker.errors import InputError
-from videomaker.files import sha256
+from videomaker.files import read_json, sha256
+from videomaker.generation import first_problem
 
+from .places import record_path
 from .request import Job, ModelSpec, Output, Recipe, Settings
+from .schema import VideoFileRecord
 
-RECORD_VERSION = 1
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "RECORD_VERSION", "check_digests", "component_digests", "describe_video", "difference", "file_digest",
+    "make_record", "read_record", "record_path", "recorded_batch", "recorded_recipe", "write_record",
+]  # fmt: skip
+
+# 1: the reference's noise was drawn before the frames'; replayed so (`videomaker.jobs.draws`).
+# 2: the frames' first.
+RECORD_VERSION = 2
 
 
 def component_digests(pipe: Any) -> dict[str, str]:
@@ -39,15 +51,19 @@ def _configuration(pipe: Any) -> dict[str, Any]:
 
 
 def _module_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
+    return sha256_of_all(_weights_in_order(module))
+
+
+def _weights_in_order(module: torch.nn.Module) -> Iterator[Any]:
+    import torch  # a record is read, and a wrong one refused, without it
+
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_of_all([json.dumps(value, sort_keys=True, default=str)])
 
 
 def file_digest(path: Path) -> str:
@@ -57,11 +73,6 @@ def file_digest(path: Path) -> str:
     return _json_digest([sha256(file) for file in sorted(path.iterdir())])
 
 
-def record_path(video: Path) -> Path:
-    """Where the record of a video (or folder of frames) lies."""
-    return video.with_suffix(".json")
-
-
 def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[str, str]) -> dict[str, Any]:
     """The record of one video of a batch, but for the digest of the video itself.
 
@@ -69,13 +80,32 @@ def make_record(batch: Sequence[Job], index: int, recipe: Recipe, digests: dict[
     order: so the record of a batched video names the others as well.
     """
     videos = [_describe(job) for job in batch]
+    return describe_video(batch[index].path.name, videos, index, recipe, digests)
+
+
+def describe_video(
+    name: str, videos: Sequence[dict[str, Any]], index: int, recipe: Recipe, digests: dict[str, str]
+) -> dict[str, Any]:
+    """The record of `make_record`, for references that are no files here.
+
+    Args:
+        name: of the video's file.
+        videos: of the batch: `prompt`, `seed` and `references`, each with `path` and `sha256`.
+        index: of the video among them.
+        recipe: with nothing left open.
+        digests: of `component_digests`.
+    """
+    import torch  # as above
+
+    from videomaker.environment import machine, versions
+
     return {
         "record_version": RECORD_VERSION,
-        "video": batch[index].path.name,
+        "video": name,
         **videos[index],
         **asdict(recipe),
         "components_sha256": digests,
-        "batch": {"index": index, "videos": videos} if len(batch) > 1 else None,
+        "batch": {"index": index, "videos": list(videos)} if len(videos) > 1 else None,
         "versions": versions(),
         "machine": machine(torch.device(recipe.model.device)),
     }
@@ -95,21 +125,25 @@ def read_record(path: Path) -> dict[str, Any]:
     """Reads a record.
 
     Raises:
-        InputError: the file is missing, or not a record of the version that is understood.
+        InputError: the file is missing, or not a record of a version that is understood.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["record_version"] != RECORD_VERSION:
-            raise ValueError(f"its version is {record['record_version']}, this program reads {RECORD_VERSION}")
-        recorded_recipe(record)
-        path.with_name(record["video"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_json(path)
+        if record.get("record_version") not in range(1, RECORD_VERSION + 1):
+            version = str(record.get("record_version"))[:40]
+            raise InputError(f"its version is {version}, this program reads 1 to {RECORD_VERSION}")
+        VideoFileRecord.model_validate(record)
+    except ValidationError as error:
+        raise InputError(f"{path} is not the record of a video: {first_problem(error)}") from error
+    except InputError as error:
         raise InputError(f"{path} is not the record of a video: {error}") from error
     return record
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing that decides a video's content and differs between two records; None when nothing does."""
+    if old["record_version"] != new["record_version"]:
+        return "an earlier version, which drew its noise in another order"
     for part in ("prompt", "seed", "settings", "output", "components_sha256"):
         if old[part] != new[part]:
             return _first_difference(part, old[part], new[part])
@@ -129,7 +163,8 @@ def _first_difference(name: str, old: Any, new: Any) -> str:
 
 def recorded_recipe(record: dict[str, Any]) -> Recipe:
     """The model, settings and output of a record."""
-    return Recipe(ModelSpec(**record["model"]), Settings(**record["settings"]), Output(**record["output"]))
+    model = {**record["model"], "loras": tuple(record["model"].get("loras", ()))}
+    return Recipe(ModelSpec(**model), Settings(**record["settings"]), Output(**record["output"]))
 
 
 def recorded_batch(record: dict[str, Any], path: Path, references: Sequence[Path] = ()) -> tuple[list[Job], int]:
@@ -174,5 +209,5 @@ def check_digests(record: dict[str, Any], digests: dict[str, str]) -> None:
     if changed:
         raise InputError(
             f"the model differs from the one that made this video in: {', '.join(changed)}; "
-            "give the old one with --model, --motion-adapter and --weights"
+            "give the old one with --model, --motion-adapter, --weights, --vae and --lora"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from videomaker.files import atomic_directory, atomic_path
 from videomaker.pipeline import VideoMakerPipeline
 
 from . import record
+from .draws import first_version_latents
+from .places import check_references, is_frames_folder
 from .prepare import Prepared, compile_for, warn_of_cut_prompts
 from .request import Job, Recipe, Settings
 
@@ -25,15 +27,10 @@ def pending_jobs(prepared: Prepared, jobs: Sequence[Job], *, overwrite: bool = F
     """The jobs whose videos are not there yet, or all of them with `overwrite`; checks what can be checked early.
 
     Raises:
-        InputError: a reference cannot be read, a result could not be written, or one is there that was made from
-            something else.
+        InputError: a reference cannot be read, or a result is there that was made from something else.
     """
-    for path in dict.fromkeys(path for job in jobs for path in job.references):
-        media.load_reference(path)
-    pending = [job for job in jobs if overwrite or not _is_done(job, prepared)]
-    for folder in {job.path.parent for job in pending}:
-        _check_writable(folder)
-    return pending
+    check_references(jobs)
+    return [job for job in jobs if overwrite or not _is_done(job, prepared)]
 
 
 def make_videos(
@@ -67,7 +64,8 @@ def make_videos(
     for batch in batches:
         videos = render(pipe, batch, recipe.settings, on_step)
         for index, (job, frames) in enumerate(zip(batch, videos, strict=True)):
-            write_result(job.path, frames, recipe, record.make_record(batch, index, recipe, prepared.digests))
+            description = record.make_record(batch, index, recipe, prepared.digests)
+            write_result(job.path, frames, recipe, description | {"model_fingerprint": prepared.fingerprint})
             yield job
 
 
@@ -83,13 +81,26 @@ def _is_done(job: Job, prepared: Prepared) -> bool:
     return True
 
 
-def _check_writable(folder: Path) -> None:
-    """Finds out before the work whether its result could be written."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"output {folder}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"output {folder}: {existing} cannot be written")
+class OutOfMemory(InputError):
+    """Memory does not suffice for so many videos of this size at once."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video of a pass: what may differ between videos that go through the model together.
+
+    Args:
+        prompt, negative_prompt: what it shows, and what it should not.
+        references: pictures of the subject, in the video's shape.
+        seed: of its own generator.
+        guidance: guidance scale; either all videos of a pass have more than 1, or none.
+    """
+
+    prompt: str
+    negative_prompt: str
+    references: tuple[Image.Image, ...]
+    seed: int
+    guidance: float
 
 
 def render(
@@ -97,39 +108,96 @@ def render(
     batch: Sequence[Job],
     settings: Settings,
     on_step: Callable[[int], None] | None = None,
+    *,
+    latents: torch.Tensor | None = None,
 ) -> np.ndarray:
     """Frames `[B, F, H, W, 3]` of uint8, one video a job, each from its own seed's generator.
+
+    Jobs without references are plain AnimateDiff's; `latents` is the frames' noise where it is not to be drawn.
 
     Raises:
         InputError: the settings do not fit the model, memory does not suffice, or the numbers overflow.
     """
+    samples = [
+        Sample(
+            job.prompt,
+            settings.negative_prompt,
+            tuple(_load(path, settings) for path in job.references),
+            job.seed,
+            settings.guidance,
+        )
+        for job in batch
+    ]
+    video = sample_videos(pipe, samples, settings, on_step, latents=latents)
+    if not np.isfinite(video).all():
+        raise InputError(overflow_message(pipe))
+    return to_bytes(video)
+
+
+def sample_videos(
+    pipe: VideoMakerPipeline,
+    samples: Sequence[Sample],
+    settings: Settings,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    latents: torch.Tensor | None = None,
+) -> np.ndarray:
+    """Frames `[B, F, H, W, 3]` in 0 to 1, or not finite where the numbers overflowed.
+
+    Args:
+        pipe: of `prepare`.
+        samples: what differs between the videos.
+        settings: what they share: frames, size and steps.
+        on_step: called after every denoising step with the number of videos; what it raises ends the pass.
+        latents: the frames' noise where it is not to be drawn from the seeds.
+
+    Raises:
+        OutOfMemory: memory does not suffice.
+        InputError: the settings do not fit the model.
+    """
 
     def step_done(pipe, step, timestep, tensors):
         if on_step is not None:
-            on_step(len(batch))
+            on_step(len(samples))
         return tensors
 
     try:
-        video = pipe(
-            [job.prompt for job in batch],
-            [[_load(path, settings) for path in job.references] for job in batch],
+        return pipe(
+            [sample.prompt for sample in samples],
+            **_subjects(pipe, samples, settings),
             num_frames=settings.frames,
             height=settings.height,
             width=settings.width,
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            negative_prompt=settings.negative_prompt,
-            generator=[torch.Generator().manual_seed(job.seed) for job in batch],
+            guidance_scale=[sample.guidance for sample in samples],
+            negative_prompt=[sample.negative_prompt for sample in samples],
+            generator=[torch.Generator().manual_seed(sample.seed) for sample in samples],
+            latents=latents,
             output_type="np",
             callback_on_step_end=step_done,
         ).frames
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise InputError(_memory_advice(len(batch), settings)) from error
+            raise OutOfMemory(_memory_advice(len(samples), settings)) from error
         raise
-    if not np.isfinite(video).all():
-        raise InputError(f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32")
+
+
+def to_bytes(video: np.ndarray) -> np.ndarray:
+    """Pixels from 0 to 1 as uint8."""
     return (video * 255).round().astype(np.uint8)
+
+
+def _subjects(pipe: VideoMakerPipeline, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
+    """The pictures of a batch, as the pipeline takes them; a batch without any is plain AnimateDiff's."""
+    if any(sample.references for sample in samples):
+        return {"reference_image": [list(sample.references) for sample in samples]}
+    size = (settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor)
+    return {"reference_image_embeds": torch.zeros(1, pipe.unet.config.in_channels, 0, *size)}
+
+
+def overflow_message(pipe: VideoMakerPipeline) -> str:
+    """What to tell when a video has pixels that are no numbers."""
+    return f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32"
 
 
 def _load(path: Path, settings: Settings) -> Image.Image:
@@ -153,7 +221,8 @@ def write_result(path: Path, frames: np.ndarray, recipe: Recipe, description: di
         description: of `record.make_record`; the video's SHA-256 is added.
     """
     output = recipe.output
-    with atomic_directory(path) if output.format == "frames" else atomic_path(path) as temporary:
+    frames_folder = output.format == "frames"
+    with atomic_directory(path, ours=is_frames_folder) if frames_folder else atomic_path(path) as temporary:
         media.write(temporary, media.enlarge(frames, output.upscale), output.format, fps=recipe.settings.fps)
         description = {**description, "video_sha256": record.file_digest(temporary)}
         with atomic_path(record.record_path(path)) as temporary_record:
@@ -185,11 +254,12 @@ def replay(
     """
     jobs, index = record.recorded_batch(old, path, references)
     record.check_digests(old, prepared.digests)
-    _check_writable(path.parent)
     torch.set_num_threads(old["machine"]["threads"])  # sums are split among the threads
     compile_for(prepared, [jobs])
-    frames = render(prepared.pipe, jobs, prepared.recipe.settings, on_step)[index]
-    new = record.make_record(jobs, index, prepared.recipe, prepared.digests)
+    settings = prepared.recipe.settings
+    latents = first_version_latents(prepared.pipe, jobs, settings) if old["record_version"] == 1 else None
+    frames = render(prepared.pipe, jobs, settings, on_step, latents=latents)[index]
+    new = record.make_record(jobs, index, prepared.recipe, prepared.digests) | {"record_version": old["record_version"]}
     write_result(path, frames, prepared.recipe, new)
     return record.read_record(record.record_path(path))["video_sha256"] == old["video_sha256"]
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
+from videomaker.files import read_text
 
 Combine = Literal["each", "pairs", "subject"]
 Format = Literal["mp4", "gif", "frames"]
 Fit = Literal["stretch", "pad", "crop"]
 
 _MAX_NAME_BYTES = 80  # of the reference's part and of the prompt's; file systems allow 255 in all
+_MAX_PROMPTS_BYTES = 8 * 2**20
+MAX_PROMPT = 10_000  # characters; the model reads 77 tokens
 _MAX_SEED = 2**63 - 1
-_MAX_SEEDS = 100_000  # in one range; more is a slip of the keyboard
+_MAX_SEEDS = 100_000  # in one range, and jobs in all; more is a slip of the keyboard
 _FILE_SUFFIXES = (".mp4", ".gif")
 _OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
 
@@ -29,14 +33,18 @@ class ModelSpec:
     """Where the weights lie and how they run.
 
     Args:
-        source: `"default"` (the embedded model) or a folder in the diffusers format.
-        motion_adapter: a folder; needed when `source` is a Stable Diffusion 1.5 base.
+        source: `"default"` (the embedded model), a folder in the diffusers format, a single file of Stable Diffusion
+            1.5, or a model of the hub, `OWNER/NAME` or `OWNER/NAME@REVISION`.
+        motion_adapter: a folder, a single file or a model of the hub; needed when `source` is a Stable Diffusion 1.5
+            base.
         weights: a VideoMaker checkpoint, `.safetensors` or `.bin`.
         dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`; auto is float16 on CUDA, else float32.
         device: `"auto"` (CUDA, else MPS, else the CPU) or a name that torch knows.
         attention_backend: of `videomaker.kernels.pisa_attention`.
         offload: whether parts of the model wait in main memory until their turn, for small GPUs.
         compile: whether the model is compiled for the shapes of the videos.
+        vae: a folder, a single file or a model of the hub, in place of the source's.
+        loras: files, each perhaps with `:scale`, that are added into the weights.
     """
 
     source: str = "default"
@@ -47,6 +55,8 @@ class ModelSpec:
     attention_backend: str = "auto"
     offload: bool = False
     compile: bool = False
+    vae: str | None = None
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,10 @@ def plan_jobs(
         combinations = list(zip(subjects, prompts, strict=True))
     else:
         combinations = list(itertools.product(subjects, prompts))
+    if len(combinations) * len(seeds) > _MAX_SEEDS:
+        raise InputError(
+            f"{len(combinations) * len(seeds):,} videos are asked for: give at most {_MAX_SEEDS:,} at once"
+        )
     jobs = [Job(subject, prompt, seed, output) for subject, prompt in combinations for seed in seeds]
     jobs = list(dict.fromkeys(jobs))
     if output.suffix.lower() in _FILE_SUFFIXES:
@@ -144,7 +158,7 @@ def _slug(text: str) -> str:
 
 def _digest(job: Job) -> str:
     identity = "\0".join([job.prompt, *(str(path.resolve()) for path in job.references)])
-    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return sha256(identity)[:8]
 
 
 def find_references(values: Sequence[Path]) -> list[Path]:
@@ -172,20 +186,40 @@ def read_prompts(values: Sequence[str]) -> list[str]:
     prompts: list[str] = []
     for value in values:
         prompts += _prompt_file(Path(value)) if value.lower().endswith(".txt") else [value.strip()]
-    if not all(prompts):
-        raise InputError("a prompt is empty: describe what happens in the video")
+    for prompt in prompts:
+        check_prompt(prompt)
     return prompts
 
 
 def _prompt_file(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path, max_bytes=_MAX_PROMPTS_BYTES).splitlines()]
+    except InputError as error:
         raise InputError(f"prompt file {path} cannot be read as UTF-8 text: {error}") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise InputError(f"prompt file {path} holds no prompt: write one a line")
     return prompts
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuses what no text encoder reads.
+
+    Raises:
+        InputError: the prompt says nothing, is not text in UTF-8, or is far too long.
+    """
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"prompt {prompt[:30]!r}… has {len(prompt):,} characters: give at most {MAX_PROMPT:,}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompt {prompt[:60]!r} is not UTF-8 text: type it again") from error
+    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+        raise InputError("a prompt is empty: describe what happens in the video")
+    if bad := next(
+        (letter for letter in prompt if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), None
+    ):
+        raise InputError(f"prompt {prompt[:60]!r} holds the control character {bad!r}: take it out")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -196,11 +230,13 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,20})(?:-(\d{1,20}))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not first <= last <= _MAX_SEED or last - first >= _MAX_SEEDS:
-            raise InputError(f"seed {part!r} is not understood: give numbers from 0 such as 7, or 1,2,3, or 0-9")
+            raise InputError(f"seed {part[:40]!r} is not understood: give numbers from 0 such as 7, or 1,2,3, or 0-9")
         seeds.extend(range(first, last + 1))
+        if len(seeds) > _MAX_SEEDS:
+            raise InputError(f"more than {_MAX_SEEDS:,} seeds: give fewer at once")
     return list(dict.fromkeys(seeds))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,17 @@ from transformers.utils import logging as transformers_logging
 from videomaker.attention import is_spatial_self_attention
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
+from videomaker.model_files import check_fetched
 
 # What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
 _PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
+# What wrappers put into names: torch.compile, FSDP, activation checkpointing; and PEFT around a layer with a LoRA.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
+_LORA = ("lora_", "hada_", "lokr_")
 _MAX_LISTED = 3
+_MOST_UNKNOWN = 0.01  # of a checkpoint's tensors; more, and it belongs to another architecture
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,19 +61,20 @@ def _group(name: str) -> str:
     return _MOTION if "motion_modules" in name.split(".") else _FROZEN
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str, torch.Tensor]:
     """Reads a checkpoint, `.safetensors` or a torch file, and strips the prefixes of wrappers from its names.
 
-    Torch files are read with `weights_only=True`: code in them never runs.
+    Torch files are read with `weights_only=True`: code in them never runs. `strip=False` keeps the names.
 
     Raises:
         InputError: no such file, not a checkpoint, or something in it is not a tensor.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"checkpoint {path} does not exist; give a .safetensors or .bin file")
+    check_fetched(path)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+        state: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
     for container in ("state_dict", "module"):
@@ -73,7 +82,13 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             state = state[container]
     if bad := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise InputError(f"checkpoint {path} holds {bad[0]!r}, which is not a tensor; give a plain state dict")
-    return {_strip(name): value for name, value in state.items()}
+    if not strip:
+        return dict(state)
+    names: dict[str, str] = {}
+    for name in state:
+        if (twin := names.setdefault(_strip(name), name)) != name:
+            raise InputError(f"checkpoint {path} holds {twin!r} and {name!r}, which are one tensor: keep one of them")
+    return {plain: state[name] for plain, name in names.items()}
 
 
 def _load_torch_file(path: Path) -> Mapping:
@@ -89,6 +104,7 @@ def _load_torch_file(path: Path) -> Mapping:
 
 
 def _strip(name: str) -> str:
+    name = ".".join(part for part in str(name).split(".") if part not in _WRAPPERS)
     while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
         name = name.removeprefix(prefix)
     return name
@@ -102,23 +118,33 @@ def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -
     """Compares a checkpoint's names and shapes with `unet`, and counts what it covers.
 
     Raises:
-        InputError: a name that `unet` does not know, a shape that differs, or nothing that the method trains.
+        InputError: more than a few names that `unet` does not know, a shape that differs, or nothing that the method
+            trains. A few unknown names are left out with a warning that names them.
     """
-    expected = unet.state_dict()
-    if unknown := [name for name in state if name not in expected]:
+    expected = {_strip(name): value for name, value in unet.state_dict().items() if not _is_lora(name)}
+    if lora := [name for name in state if _is_lora(name)]:
+        raise InputError(
+            f"the checkpoint holds {len(lora)} tensors of a LoRA, such as {_listed(lora)}: load it with "
+            "load_lora_weights, or merge it before saving"
+        )
+    unknown = [name for name in state if name not in expected]
+    if len(unknown) > max(1, _MOST_UNKNOWN * len(state)) or len(unknown) == len(state) > 0:
         raise InputError(
             f"the checkpoint has {len(unknown)} tensors that this UNet has not, such as {_listed(unknown)}; "
             "it belongs to another architecture"
         )
+    if unknown:
+        logger.warning("left out of the checkpoint, since this UNet does not know them: %s", ", ".join(unknown))
     wrong = [
         f"{name} {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
         for name, value in state.items()
-        if value.shape != expected[name].shape
+        if name in expected and value.shape != expected[name].shape
     ]
     if wrong:
         raise InputError(f"{len(wrong)} tensors have another shape: {_listed(wrong)}; give the model it was trained on")
+    _check_values(state, expected)
     # Buffers, such as the motion modules' position tables, may be in a checkpoint or not: they are constants.
-    parameters = [name for name, _ in unet.named_parameters()]
+    parameters = [_strip(name) for name, _ in unet.named_parameters() if not _is_lora(name)]
     groups = {
         group: (
             sum(_group(name) == group and name in state for name in parameters),
@@ -134,15 +160,58 @@ def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -
     return CoverageReport(groups)
 
 
+def _is_lora(name: str) -> bool:
+    return any(part.startswith(_LORA) for part in name.split("."))
+
+
+def _check_values(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Refuses weights that are no floating numbers, or not finite in the model's precision."""
+    state = {name: value for name, value in state.items() if name in expected}
+    kinds = [f"{name} of {value.dtype}" for name, value in state.items() if _is_other_kind(value, expected[name])]
+    if kinds:
+        raise InputError(f"{len(kinds)} tensors are not floating numbers: {_listed(kinds)}; give weights that are")
+    bad = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
+    if bad:
+        raise InputError(
+            f"{len(bad)} tensors are not finite in {expected[bad[0]].dtype}: {_listed(bad)}; the training "
+            "that made them broke, or they need a wider dtype"
+        )
+
+
+def _is_other_kind(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    """A parameter in less than two bytes a number is a quantised one, without its scales."""
+    if not expected.is_floating_point():
+        return value.dtype != expected.dtype
+    return not value.is_floating_point() or value.element_size() < 2
+
+
 def load_into(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -> CoverageReport:
     """Loads a full or partial checkpoint into `unet`; `unet` is untouched when the checkpoint does not fit.
 
     Raises:
         InputError: as `check_state_dict`.
     """
+    state = aligned(state, unet)
     report = check_state_dict(unet, state)
-    unet.load_state_dict(state, strict=False)
+    actual = {_strip(name): name for name in unet.state_dict() if not _is_lora(name)}
+    if any(getattr(module, "merged_adapters", None) for module in unet.modules()):
+        raise InputError("a LoRA is fused into this UNet: unfuse_lora() and unload it before loading weights")
+    unet.load_state_dict({actual[name]: value for name, value in state.items() if name in actual}, strict=False)
     return report
+
+
+def aligned(state: Mapping[str, torch.Tensor], unet: UNetMotionModel) -> Mapping[str, torch.Tensor]:
+    """The checkpoint without what some wrapper put before all of its names, if that makes them the UNet's."""
+    expected = {_strip(name) for name in unet.state_dict()}
+    first = next((name for name in state if name not in expected), None)
+    if first is None:
+        return state
+    parts = first.split(".")
+    prefixes = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
+    prefix = next((prefix for prefix in prefixes if first.removeprefix(prefix) in expected), None)
+    if prefix is None or not all(name.startswith(prefix) for name in state):
+        return state
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextModel:
@@ -151,6 +220,11 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
     Raises:
         InputError: the file lacks tensors.
     """
+    if variant := options.get("variant"):
+        # As diffusers does for every other part: where a file of the variant is absent, the plain one is taken.
+        names = (f"model.{variant}.", f"pytorch_model.{variant}.", f"model.safetensors.index.{variant}.")
+        if not any(path.name.startswith(names) for path in Path(folder).iterdir()):
+            options = {**options, "variant": None}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of many lines gives way to the one below
     try:

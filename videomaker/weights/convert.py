@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import torch
 from diffusers import UNetMotionModel
 
 from videomaker.errors import InputError
-from videomaker.files import sha256
+from videomaker.files import read_json, sha256
 
-from .checkpoint import CoverageReport, check_state_dict, read_state_dict, save_partial
+from .checkpoint import CoverageReport, aligned, check_state_dict, read_state_dict, save_partial
 
 
 def convert_checkpoint(source: Path, output: Path, *, model: Path | None = None) -> CoverageReport:
@@ -33,8 +32,10 @@ def convert_checkpoint(source: Path, output: Path, *, model: Path | None = None)
     if output.suffix != ".safetensors":
         raise InputError(f"output {output} must end in .safetensors")
     state = read_state_dict(source)
-    report = check_state_dict(_architecture(model, state), state)
-    save_partial(state, output, metadata={"source": source.name, "source_sha256": sha256(source)})
+    architecture = _architecture(model, state)
+    weights = aligned(state, architecture)
+    report = check_state_dict(architecture, weights)
+    save_partial(weights, output, metadata={"source": source.name, "source_sha256": sha256(source)})
     return report
 
 
@@ -53,9 +54,9 @@ def _architecture(model: Path | None, names: Iterable[str]) -> UNetMotionModel:
 
 def _unet_config(model: Path) -> dict:
     try:
-        config = json.loads((model / "unet" / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {model} has no unet/config.json that can be read") from error
+        config = read_json(model / "unet" / "config.json")
+    except InputError as error:
+        raise InputError(f"model {model} has no unet/config.json that can be read: {error}") from error
     if config.get("_class_name") != "UNetMotionModel":
         raise InputError(f"model {model} has a {config.get('_class_name')}, not a UNetMotionModel")
     return config

@@ -79,7 +79,7 @@ def errors(results: list[Tensor], exact: list[Tensor], num_ref_tokens: int) -> d
     """
     parts = {"frames": slice(None, -num_ref_tokens or None), "reference": slice(-num_ref_tokens or None, None)}
     return {
-        f"{name} of {part}": _relative_error(x[:, rows], y[:, rows])
+        f"{name} of {part}": relative_error(x[:, rows], y[:, rows])
         for name, x, y in zip(NAMES, results, exact, strict=False)
         for part, rows in parts.items()
         if num_ref_tokens or part == "frames"
@@ -103,6 +103,7 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
 
 
-def _relative_error(x: Tensor, exact: Tensor) -> float:
+def relative_error(x: Tensor, exact: Tensor) -> float:
+    """`‖x - exact‖ / ‖exact‖`; infinite for a NaN."""
     error = torch.linalg.vector_norm(x.double() - exact) / torch.linalg.vector_norm(exact)
     return error.item() if error.isfinite() else float("inf")

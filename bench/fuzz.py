@@ -1,0 +1,207 @@
+"""Random shapes of `reference_attention` against the repeated form in float64: `python bench/fuzz.py --count 1000`.
+
+Every backend that can run here (the Triton kernels in their interpreter without a GPU), output and gradients, by the
+rule of videomaker.kernels.accuracy; odd lengths, any strides, references stored once and expanded, samples that leave
+it out, memory filled with NaN beforehand, and the same bits in a second run. A failure prints its seed.
+"""
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
+from torch import Tensor
+from videomaker.kernels import available_backends, reference_attention
+from videomaker.kernels.accuracy import error_band, failures, largest_score, poisoned_memory, relative_error
+
+NAMES = ("out", "dq", "dk", "dv", "dk_ref", "dv_ref")
+DTYPES = {"naive": (torch.float64, torch.float32), "sdpa": (torch.float64, torch.float32, torch.bfloat16)}
+TRITON_DTYPES = (torch.float32, torch.float16)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "separate": lambda x: x.contiguous(),
+    "fused": lambda x: torch.stack([x, x, x], dim=2).unbind(2)[1],
+    "heads first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "batch last": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "padded": lambda x: torch.nn.functional.pad(x, (1, 3))[..., 1:-3],
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random call."""
+
+    seed: int
+    batch: int
+    num_frames: int
+    tokens: int
+    num_ref_tokens: int
+    heads: int
+    head_dim: int
+    ref_batch: int
+    layouts: tuple[str, str]  # of the frames' tensors and of the reference's
+    use_reference: tuple[bool, ...] | None
+    bias: float | None
+    size: float
+
+    @classmethod
+    def of(cls, seed: int) -> "Draw":
+        """The call that belongs to a seed."""
+        draw = random.Random(seed)
+        batch, tokens = draw.randint(1, 3), draw.randint(1, 40)
+        return cls(
+            seed=seed,
+            batch=batch,
+            num_frames=draw.randint(1, 4),
+            tokens=tokens,
+            num_ref_tokens=draw.choice((0, 1, tokens, tokens, draw.randint(1, 70))),
+            heads=draw.randint(1, 3),
+            head_dim=draw.choice((1, 8, 16, 24, 37, 40, 64, 80)),
+            ref_batch=draw.choice((1, batch)),
+            layouts=(draw.choice(list(LAYOUTS)), draw.choice([*LAYOUTS, "expanded"])),
+            use_reference=draw.choice((None, tuple(draw.random() < 0.5 for _ in range(batch)))),
+            bias=draw.choice((None, 0.7, -2.0)),
+            size=draw.choice((0.1, 1.0, 1.0, 3.0)),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """q, k, v, k_ref, v_ref and the output's gradient, in float64 with values of bfloat16."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(batch: int, tokens: int, size: float = 1.0) -> Tensor:
+            x = torch.randn(batch, tokens, self.heads, self.head_dim, generator=generator) * size
+            return x.bfloat16().double()
+
+        frames = [normal(self.batch, self.num_frames * self.tokens, self.size) for _ in range(3)]
+        reference = [normal(self.ref_batch, self.num_ref_tokens, self.size) for _ in range(2)]
+        return [*frames, *reference, normal(self.batch, self.num_frames * self.tokens)]
+
+    def options(self, device: torch.device) -> dict[str, object]:
+        """Keyword arguments of the call."""
+        use = None if self.use_reference is None else torch.tensor(self.use_reference, device=device)
+        return {"num_frames": self.num_frames, "use_reference": use, "reference_bias": self.bias}
+
+
+def repeated(
+    q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, *, num_frames: int,
+    use_reference: Tensor | None, reference_bias: float | None,
+) -> Tensor:  # fmt: skip
+    """The usual form: for each video repeat the reference, concatenate, one softmax over a mask."""
+    outputs = []
+    for video in range(len(q)):
+        q_f, k_f, v_f = (x[video].unflatten(0, (num_frames, -1)) for x in (q, k, v))
+        mask = q.new_zeros(k_f.shape[1])
+        if use_reference is None or use_reference[video]:
+            k_r, v_r = (x[video % len(x)].repeat(num_frames, 1, 1, 1) for x in (k_ref, v_ref))
+            mask = torch.cat([mask, q.new_full((k_r.shape[1],), reference_bias or 0.0)])
+            k_f, v_f = torch.cat([k_f, k_r], dim=1), torch.cat([v_f, v_r], dim=1)
+        scores = torch.einsum("fqhd,fkhd->fhqk", q_f, k_f) * q.shape[-1] ** -0.5 + mask
+        outputs.append(torch.einsum("fhqk,fkhd->fqhd", scores.softmax(-1), v_f).flatten(0, 1))
+    return torch.stack(outputs)
+
+
+def evaluate(attention: Callable[..., Tensor], tensors: list[Tensor], options: dict[str, object]) -> list[Tensor]:
+    """The output and five gradients; zeros for a tensor that the output does not depend on."""
+    *inputs, grad = tensors
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = attention(*inputs, **options)
+    gradients = torch.autograd.grad(out, inputs, grad, allow_unused=True)
+    return [out.detach(), *(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))]
+
+
+def check(draw: Draw, backends: dict[str, tuple[torch.dtype, ...]], device: torch.device) -> list[str]:
+    """What is wrong with the call, by backend and dtype."""
+    tensors = [x.to(device) for x in draw.tensors()]
+    options = draw.options(device)
+    exact = evaluate(repeated, tensors, options)
+    wrong = []
+    for backend, dtypes in backends.items():
+        for dtype in dtypes:
+            arranged = _arranged(draw, [x.to(dtype) for x in tensors])
+            usual = _errors(evaluate(repeated, arranged, options), exact)
+            band = error_band(dtype, _largest(tensors) + abs(draw.bias or 0.0))
+            run = lambda *x, backend=backend, **o: reference_attention(*x, backend=backend, **o)
+            with poisoned_memory():
+                found = evaluate(run, arranged, options)
+            again = evaluate(run, arranged, options)
+            why = failures(_errors(found, exact), usual, band)
+            why += [f"{n}: other bits" for n, x, y in zip(NAMES, found, again, strict=True) if not torch.equal(x, y)]
+            wrong += [f"{backend}, {str(dtype)[6:]}: {reason}" for reason in why]
+    return wrong
+
+
+def _arranged(draw: Draw, tensors: list[Tensor]) -> list[Tensor]:
+    own, reference = draw.layouts
+    q, k, v, k_ref, v_ref, grad = tensors
+    k_ref, v_ref = ((_expanded(x, draw) if reference == "expanded" else LAYOUTS[reference](x)) for x in (k_ref, v_ref))
+    return [*(LAYOUTS[own](x) for x in (q, k, v)), k_ref, v_ref, grad]
+
+
+def _expanded(x: Tensor, draw: Draw) -> Tensor:
+    return x.expand(draw.batch, -1, -1, -1) if draw.ref_batch == 1 else x
+
+
+def _errors(found: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
+    """Relative errors; the gradient of an expanded reference is the sum over the videos, where it is exact zero too."""
+    pairs = zip(NAMES, found, exact, strict=True)
+    return {name: _error(x.sum(0, keepdim=True) if len(x) > len(y) else x, y) for name, x, y in pairs if y.numel()}
+
+
+def _error(x: Tensor, exact: Tensor) -> float:
+    if torch.any(exact):
+        return relative_error(x, exact)
+    return 0.0 if torch.equal(x.double(), exact) else math.inf
+
+
+def _largest(tensors: list[Tensor]) -> float:
+    q, k, _, k_ref, *_ = tensors
+    scale = q.shape[-1] ** -0.5
+    return max(largest_score(q, x, scale) for x in (k, k_ref) if x.numel())
+
+
+def backends_here(names: list[str], device: torch.device) -> dict[str, tuple[torch.dtype, ...]]:
+    """The backends asked for that can run, with the dtypes to try."""
+    reasons = available_backends(torch.empty(1, 1, 1, 8, device=device))
+    dtypes = DTYPES | {"triton": (*TRITON_DTYPES, torch.bfloat16) if device.type == "cuda" else TRITON_DTYPES}
+    for name in (name for name in names if reasons[name]):
+        print(f"{name} is left out: {reasons[name]}")
+    return {name: dtypes[name] for name in names if reasons[name] is None}
+
+
+def main() -> int:
+    """Checks `--count` seeds from `--first` on; exit code 1 when one fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no shape is begun")
+    parser.add_argument(
+        "--backends", nargs="+", choices=["naive", "sdpa", "triton"], default=["naive", "sdpa", "triton"]
+    )
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backends, start, done, wrong = backends_here(options.backends, device), time.monotonic(), 0, 0
+    for seed in range(options.first, options.first + options.count):
+        if time.monotonic() - start > options.seconds:
+            print("time was up")
+            break
+        draw = Draw.of(seed)
+        reasons = check(draw, backends, device)
+        done, wrong = done + 1, wrong + bool(reasons)
+        for reason in reasons:
+            print(f"FAILED {draw}: {reason}", flush=True)
+        if done % 100 == 0:
+            print(f"{done} shapes, {wrong} failed, {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{done} shapes by {', '.join(backends)}: {wrong} failed")
+    return int(wrong > 0 or done == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What `torch.func` may do with the attention operators: vmap, gradients of each sample, and no forward mode.
+
+An operator here takes tensors whose first dimension is the batch, then options, and returns such tensors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Rule = Callable[..., Any]
+
+
+def differentiable(operator: Any, setup_context: Rule, backward: Rule) -> Callable[..., Any]:
+    """`operator` with a gradient, for PyTorch's usual autograd and for `torch.func`'s.
+
+    A custom operator's own gradient is quick but unknown to `torch.func`; a Function is known, but slow to call.
+    """
+    operator.register_autograd(backward, setup_context=setup_context)
+    members = {
+        "forward": staticmethod(lambda *arguments: operator(*arguments)),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    function: Any = type("AttentionFunction", (torch.autograd.Function,), members)
+
+    def call(*arguments: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return operator(*arguments)
+
+    return call
+
+
+def register_batching(operator: Any) -> None:
+    """vmap of an operator: one call whose batch is the batch of all samples."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[object, object]:
+        size = info.batch_size
+        folded = (fold(x, dim, size) for x, dim in zip(arguments, in_dims, strict=True))
+        results = operator(*folded)
+        results = results if isinstance(results, tuple) else (results,)
+        unfolded = tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in results)
+        return unfolded, (0,) * len(unfolded)
+
+    operator.register_vmap(rule)
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raises NotImplementedError for a tensor with a tangent, which an operator would drop without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "forward-mode derivatives (torch.func.jvp, jacfwd) pass through backend='naive' only: choose it"
+        )
+
+
+def fold(x: Any, dim: int | None, size: int) -> Any:
+    """`[…, size, …]` -> `[size·B, …]`; the same samples again where `x` has no such dimension."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1)

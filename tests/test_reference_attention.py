@@ -1,0 +1,104 @@
+"""reference_attention: every backend against the usual repeated form in float64, and what PyTorch may do with it."""
+
+import importlib
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from videomaker.kernels import reference_attention
+from videomaker.kernels.reference import op, partials
+
+B, F, N, M, H, D = 2, 3, 9, 5, 2, 8
+
+
+@pytest.fixture
+def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    return importlib.import_module("fuzz")
+
+
+def inputs(ref_batch: int = B, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    own = [torch.randn(B, F * N, H, D, dtype=dtype, requires_grad=True) for _ in range(3)]
+    return [*own, *(torch.randn(ref_batch, M, H, D, dtype=dtype, requires_grad=True) for _ in range(2))]
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 5))
+def test_random_shapes(fuzz: ModuleType, seed: int) -> None:
+    """A small part of `python bench/fuzz.py --count 1000`."""
+    backends = {"naive": (torch.float64,), "sdpa": (torch.float64, torch.float32), "triton": (torch.float16,)}
+    assert not fuzz.check(fuzz.Draw.of(seed), backends, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa", "triton"])
+def test_a_reference_that_is_left_out_may_be_anything(backend: str) -> None:
+    q, k, v, k_ref, v_ref = (x.detach() for x in inputs())
+    k_ref[1], v_ref[1] = math.nan, math.nan
+    use = torch.tensor([True, False])
+    out = reference_attention(q, k, v, k_ref, v_ref, num_frames=F, use_reference=use, backend=backend)
+    alone = reference_attention(q, k, v, k_ref[:, :0], v_ref[:, :0], num_frames=F, backend=backend)
+    torch.testing.assert_close(out[1], alone[1])
+    assert not torch.allclose(out[0], alone[0])
+
+
+@pytest.mark.parametrize("ref_batch", [1, B])
+def test_operators_are_well_formed(ref_batch: int) -> None:
+    tensors = inputs(ref_batch)
+    bias = torch.tensor([[0.3, 0.1], [-math.inf, -math.inf]])
+    torch.library.opcheck(op._forward, (*tensors, bias, F, 0.4, True))
+    torch.library.opcheck(partials.partials_forward, (*tensors, bias, F, 0.4, "auto"))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_compiles_without_a_graph_break(backend: str) -> None:
+    tensors, use = inputs(1), torch.tensor([True, False])
+
+    def attend(*x: Tensor) -> Tensor:
+        return reference_attention(*x, num_frames=F, use_reference=use, reference_bias=0.5, backend=backend) + 1
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for x, y in zip(gradients(compiled, tensors), gradients(attend, tensors), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def gradients(attend, tensors: list[Tensor]) -> list[Tensor]:
+    out = attend(*tensors)
+    return [out.detach(), *torch.autograd.grad(out.sin().sum(), tensors)]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+@pytest.mark.parametrize("ref_batch", [1, B])
+def test_gradients_of_each_sample(backend: str, ref_batch: int) -> None:
+    samples = [inputs(ref_batch) for _ in range(2)]
+
+    def loss(*x: Tensor) -> Tensor:
+        return reference_attention(*x, num_frames=F, backend=backend).sin().sum()
+
+    stacked = [torch.stack([x.detach() for x in tensors]) for tensors in zip(*samples, strict=True)]
+    found = torch.func.vmap(torch.func.grad(loss, tuple(range(5))))(*stacked)
+    for i, tensors in enumerate(samples):
+        for x, y in zip(found, torch.autograd.grad(loss(*tensors), tensors), strict=True):
+            torch.testing.assert_close(x[i], y)
+
+
+WRONG = {
+    "k_ref must be [2 or 1, M, 2, 8]": {"k_ref": torch.zeros(3, M, H, D)},
+    "v_ref has shape": {"v_ref": torch.zeros(1, M + 1, H, D)},
+    "num_frames must be at least 1 and divide the 27 tokens": {"num_frames": 2},
+    "use_reference must be bool of shape [2]": {"use_reference": torch.ones(2)},
+    "reference_bias must be [], [2] or [2, 2]": {"reference_bias": torch.zeros(3)},
+    "reference_bias must be finite": {"reference_bias": math.nan},
+    "reference_bias has no gradient": {"reference_bias": torch.zeros(2, requires_grad=True)},
+    "scale must be positive": {"scale": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(message: str) -> None:
+    names = ("q", "k", "v", "k_ref", "v_ref")
+    right = dict(zip(names, inputs(), strict=True)) | {"num_frames": F}
+    with pytest.raises(ValueError) as error:
+        reference_attention(**right | WRONG[message])
+    assert message in str(error.value)

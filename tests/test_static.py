@@ -1,0 +1,60 @@
+"""Every variant of the kernels compiles: all through Triton's front end, some to machine code. No GPU needed.
+
+`python bench/static.py` compiles all of them to machine code, which takes hours of a core.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def static(*arguments: str) -> subprocess.CompletedProcess:
+    """bench/static.py in a process of its own: the tests' own Triton interprets the kernels."""
+    command = [sys.executable, str(ROOT / "bench" / "static.py"), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_front_end_takes_every_variant() -> None:
+    """Types are checked there and not in the interpreter: a pointer of another dtype in one branch, for example."""
+    done = static("--front-end")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[0]) > 900
+
+
+def test_the_front_end_sees_a_wrong_type(tmp_path: Path) -> None:
+    """The check can fail: a name that is a pointer to float32 in one branch and to bfloat16 in the other."""
+    code = """
+import sys; sys.path.insert(0, {bench!r})
+import triton, triton.language as tl
+import static, variants
+@triton.jit
+def wrong(q, lse, num_frames, X: tl.constexpr):
+    if num_frames > 1:
+        p = lse
+    else:
+        p = q
+    tl.store(p, 0.0)
+class Wrong(variants.Variant):
+    function = wrong
+    def constants(self, family): return {{"X": 1}}
+print(static.front_end(Wrong("backward_key", 64), static.CHIPS[3].target, "sm_90"))
+"""
+    file = tmp_path / "wrong.py"  # Triton reads the source of its functions from a file
+    file.write_text(code.format(bench=str(ROOT / "bench")))
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False)
+    assert "Mismatched type" in done.stdout, done.stdout + done.stderr
+
+
+def test_hopper_kernels_use_wgmma_and_do_not_spill() -> None:
+    done = static("--usual", "--arch", "sm_90", "--head-dim", "40", "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)["kernels"]
+    names = {"forward", "forward_training", "backward_query", "backward_key"}
+    assert {kernel["kernel"] for kernel in kernels if "wgmma" in kernel["matrix"]} == names
+    assert all(kernel["loop"] > 100 for kernel in kernels if kernel["kernel"] in names)
+    assert {kernel["tiles"] for kernel in kernels if kernel["kernel"] == "backward_key"} == {"whole", "whole, split"}

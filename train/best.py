@@ -1,0 +1,59 @@
+"""The best weights of a run by a held-out measure, kept beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import distributed as dist
+
+from videomaker.errors import InputError
+from videomaker.files import atomic_directory
+
+from .average import gather_trained
+
+FOLDER, WEIGHTS, ABOUT = "best", "weights.safetensors", "best.json"
+
+
+class Best:
+    """Keeps in `folder/best` the weights with which `measure` was lowest; "" keeps nothing.
+
+    Args:
+        folder: the run's.
+        measure: a column of `held_out.csv`.
+        kind: "ema" or "weights", whichever is judged.
+    """
+
+    def __init__(self, folder: Path, measure: str, kind: str):
+        self.folder, self.measure, self.kind = folder / FOLDER, measure, kind
+        self.lowest = read_best(folder).get("value", float("inf")) if measure else float("inf")
+
+    def offer(self, engine, step: int, losses: Mapping[str, float]) -> bool:
+        """Keeps the weights if they are the best so far; all ranks call it with the same `losses`.
+
+        Raises:
+            InputError: there is no such measure.
+        """
+        if not self.measure:
+            return False
+        if self.measure not in losses:
+            raise InputError(f"checkpoint.best={self.measure!r} is no held-out measure; choose {', '.join(losses)}")
+        value = losses[self.measure]
+        if not value < self.lowest:
+            return False
+        self.lowest = value
+        tensors = gather_trained(engine, self.kind)
+        if dist.get_rank() == 0:
+            with atomic_directory(self.folder) as temporary:
+                save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+                about = {"step": step, "measure": self.measure, "value": value, "kind": self.kind}
+                (temporary / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        return True
+
+
+def read_best(run: Path) -> dict:
+    """What `best.json` says of the best weights of a run; empty without."""
+    path = run / FOLDER / ABOUT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,192 @@
+"""The server's commands: serve, submit, keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from videomaker.errors import InputError
+
+from . import options
+from .app import app
+
+if TYPE_CHECKING:
+    from videomaker.serve.keys import Keys
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="VIDEOMAKER_CONFIG", help="A TOML file of settings; see docs/serving.md."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the database and the files.", show_default="your data folder"),
+]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen at.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8000")] = None,
+    data: Data = None,
+    config: Config = None,
+    database: Annotated[str | None, typer.Option(help="An SQLAlchemy URL.", show_default="SQLite in DATA")] = None,
+    files: Annotated[str | None, typer.Option(help="A folder, or s3://…", show_default="DATA/files")] = None,
+    model: options.Model = None,
+    motion_adapter: options.MotionAdapter = None,
+    weights: options.Weights = None,
+    dtype: Annotated[
+        options.DtypeName | None,
+        typer.Option(help="float16 on CUDA, else float32.", show_default="auto", rich_help_panel=options.MODEL),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="A worker each, such as cuda:0,cuda:1.",
+            show_default="every CUDA device, or the CPU",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
+    ] = None,
+    artifacts: options.Artifacts = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1"),
+    ] = None,
+    renderer: Annotated[
+        Literal["model", "fake"] | None,
+        typer.Option(help="fake: coloured frames, for load tests.", show_default="model"),
+    ] = None,
+    log_format: Annotated[Literal["auto", "console", "json"] | None, typer.Option(help="Of the log on stderr.")] = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print what is resolved, and end.")] = False,
+) -> None:
+    """Serve videos over HTTP, with a page, on this machine.
+
+    Every setting is also a variable (VIDEOMAKER_PORT) and a key of the
+    TOML file; flags go before variables, variables before the file.
+    """
+    from videomaker.serve import server
+    from videomaker.serve.config import load_config
+
+    settings = {
+        "host": host, "port": port, "data": data, "database": database, "files": files, "model": model,
+        "motion_adapter": motion_adapter, "weights": weights, "dtype": dtype, "devices": devices, "batch": batch,
+        "compile": compile, "artifacts": artifacts, "renderer": renderer, "log_format": log_format,
+    }  # fmt: skip
+    resolved = load_config(config, **settings)
+    if show_config:
+        server.show_config(resolved)
+        return
+    raise typer.Exit(server.serve(resolved))
+
+
+@app.command(no_args_is_help=True)
+def submit(
+    server: Annotated[
+        str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")
+    ] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)
+    ] = None,
+    reference: options.References = None,
+    prompt: options.Prompts = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")] = Path(
+        "outputs"
+    ),
+    combine: options.Combine = "each",
+    seed: options.Seeds = "0",
+    model: options.Model = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    negative_prompt: options.NegativePrompt = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    fit: options.Fit = None,
+    consent: Annotated[
+        Literal["self", "permission", "synthetic", "not_a_person"] | None,
+        typer.Option(help="Why the subject may be shown.", rich_help_panel=options.VIDEO),
+    ] = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Have a server make videos; same options as generate.
+
+    Each video and its record are fetched when they are ready. Results
+    that are there are kept; Ctrl-C cancels what is not.
+    """
+    from videomaker.jobs import request
+    from videomaker.serve.client import Client
+
+    from .submitting import submit_jobs
+
+    if (width is None) != (height is None):
+        raise InputError(f"--width {width} --height {height}: give both, or neither")
+    if output.suffix.lower() == ".gif":
+        raise InputError(f"output {output}: a server makes .mp4; give that, or a folder")
+    jobs = request.plan_jobs(
+        request.find_references(reference or []),
+        request.read_prompts(prompt or []),
+        request.parse_seeds(seed),
+        output=output,
+        combine=combine,
+    )
+    fields = {
+        "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
+        "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
+    }  # fmt: skip
+    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite)
+
+
+keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+def _keys(config: Path | None, data: Path | None) -> Keys:
+    from videomaker.serve import migrate
+    from videomaker.serve.config import load_config
+    from videomaker.serve.database import Database
+    from videomaker.serve.keys import Keys
+
+    database = Database(load_config(config, data=data).database_url)
+    migrate.upgrade(database)
+    return Keys(database)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    max_active: Annotated[int | None, typer.Option(min=1, help="Unfinished videos at once.")] = None,
+    max_per_hour: Annotated[int | None, typer.Option(min=1, help="Videos an hour.")] = None,
+    priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
+    data: Data = None,
+    config: Config = None,
+) -> None:
+    """Make a key and print it: this once, for only its SHA-256 is kept."""
+    key = _keys(config, data).create(name, max_active=max_active, max_per_hour=max_per_hour, priority=priority)
+    typer.echo(key)
+
+
+@keys_app.command("list")
+def keys_list(data: Data = None, config: Config = None) -> None:
+    """List the keys, without what is secret in them."""
+    from datetime import datetime
+
+    for row in _keys(config, data).list():
+        state = "in use" if row.revoked is None else f"revoked {datetime.fromtimestamp(row.revoked):%Y-%m-%d %H:%M}"
+        limits = [f"{name}={getattr(row, name)}" for name in ("max_active", "max_per_hour") if getattr(row, name)]
+        made = datetime.fromtimestamp(row.created)
+        typer.echo(
+            "  ".join([f"{row.name:20}", f"made {made:%Y-%m-%d %H:%M}", state, f"priority={row.priority}", *limits])
+        )
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: Annotated[str, typer.Argument()], data: Data = None, config: Config = None) -> None:
+    """Make a key useless from now on; its owner's videos stay."""
+    _keys(config, data).revoke(name)
+    typer.echo(f"{name} is revoked")

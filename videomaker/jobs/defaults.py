@@ -1,0 +1,109 @@
+"""What a model's folder says about how to sample, read without loading the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from videomaker import default_model_path
+from videomaker.errors import InputError
+from videomaker.files import read_json
+from videomaker.generation import read_generation_defaults
+from videomaker.media_limits import check_writer, default_upscale
+
+from .request import ModelSpec, Output, Settings
+
+PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
+# What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
+_GENERATION_KEYS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "width": "width",
+    "height": "height",
+    "num_frames": "frames",
+    "fps": "fps",
+    "fit": "fit",
+}
+
+
+def model_folder(source: str) -> Path:
+    """The folder or single file of a model: `"default"` is the embedded one.
+
+    Raises:
+        InputError: a model of the hub is neither in the cache nor to be had.
+    """
+    if source == "default":
+        return default_model_path()
+    if Path(source).exists():
+        return Path(source)
+    from videomaker.weights.sources import local_path  # late: the room's other files load torch
+
+    return local_path(source)
+
+
+def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
+    """What a model's `generation.json` says: settings (those it leaves out are None) and a note to the user.
+
+    Raises:
+        InputError: the file is not JSON, or says something that cannot be.
+    """
+    values = read_generation_defaults(folder).given()
+    settings = {_GENERATION_KEYS[key]: value for key, value in values.items() if key in _GENERATION_KEYS}
+    return Settings(**settings), values.get("note")
+
+
+def resolve_settings(asked: Settings, defaults: Settings, side: int) -> Settings:
+    """Fills in what is left open: from the model's defaults, else the paper's, in pictures of `side` pixels.
+
+    Raises:
+        InputError: guidance or fps are no usable numbers.
+    """
+    layers = [asdict(asked), asdict(defaults), asdict(replace(PAPER_SETTINGS, width=side, height=side))]
+    settings = Settings(**{name: next(x[name] for x in layers if x[name] is not None) for name in layers[0]})
+    if not (math.isfinite(settings.guidance) and math.isfinite(settings.fps) and settings.fps > 0):
+        raise InputError(f"guidance {settings.guidance} and fps {settings.fps} must be finite, and fps positive")
+    return settings
+
+
+def resolve_output(asked: Output, settings: Settings) -> Output:
+    """Fills in how often a tiny video's pixels are repeated.
+
+    Raises:
+        InputError: the writer of the format cannot make such a video.
+    """
+    output = asked
+    if output.upscale is None:
+        factor = 1 if output.format == "frames" else default_upscale(settings.height, settings.width)
+        output = replace(output, upscale=factor)
+    check_writer(
+        output.format, settings.frames, settings.height * output.upscale, settings.width * output.upscale, settings.fps
+    )
+    return output
+
+
+def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int = 1) -> Settings | None:
+    """The settings as `prepare` will resolve them, from the model's configurations alone; None if they do not tell.
+
+    Raises:
+        InputError: a size, a length or the model's `generation.json` cannot be.
+    """
+    folder = model_folder(spec.source)
+    defaults, _ = generation_defaults(folder)
+    try:
+        unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        side, limit = int(unet["sample_size"]) * factor, unet.get("motion_max_seq_length")
+    except (InputError, KeyError, TypeError, ValueError):
+        return None  # loading the model says what is wrong with it
+    settings = resolve_settings(asked, defaults, side)
+    for name in ("width", "height"):
+        if getattr(settings, name) % factor:
+            raise InputError(f"{name} is {getattr(settings, name)}; it must be a positive multiple of {factor}")
+    if limit is not None and settings.frames + num_references > limit:
+        raise InputError(
+            f"{settings.frames} frames and {num_references} references are more than the {limit} positions of the "
+            f"motion modules; use at most {limit - num_references} frames"
+        )
+    return settings

@@ -1,0 +1,131 @@
+"""A pipeline from what people have: folders, also with half-precision files alone, single files, other VAEs, LoRAs."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
+
+from videomaker.errors import InputError
+from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
+from videomaker.weights import load_text_encoder
+from videomaker.weights.single_file import load_base, load_motion_adapter
+from videomaker.weights.single_file import load_vae as load_vae_file
+from videomaker.weights.sources import is_single_file, local_path, variant_of
+
+from .request import ModelSpec
+
+
+def build_pipeline(spec: ModelSpec, source: Path, dtype: torch.dtype) -> VideoMakerPipeline:
+    """Puts a pipeline together on the CPU, without the method's weights and LoRAs.
+
+    Args:
+        spec: what is asked for.
+        source: its folder or single file.
+        dtype: of every part.
+
+    Raises:
+        InputError: a part is missing or does not fit; diffusers' and transformers' own errors also come through.
+    """
+    options: dict[str, Any] = {"attention_backend": spec.attention_backend}
+    if spec.vae is not None:
+        options["vae"] = load_vae(spec.vae, dtype)
+    if spec.motion_adapter is not None:
+        options["motion_adapter"] = load_adapter(spec.motion_adapter, dtype)
+    if not source.is_file():
+        options |= {name: part for name, part in _variants(source, dtype).items() if name not in options}
+        return VideoMakerPipeline.from_pretrained(source, torch_dtype=dtype, **options)
+    parts = {**load_base(source, dtype), **options}
+    parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config, **ANIMATEDIFF_SCHEDULE)
+    return VideoMakerPipeline(**parts)
+
+
+def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
+    """A VAE from a folder (its own, or a pipeline's with `vae/`), a single file, or the hub.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = local_path(source)
+    if is_single_file(source) and path.is_file():
+        return load_vae_file(path, dtype)
+    folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise InputError(f"vae {source!r} is no folder with config.json and no single file")
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+
+
+def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
+    """A motion adapter from a folder, a single file, or the hub.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = local_path(source)
+    if is_single_file(source) and path.is_file():
+        return load_motion_adapter(path, dtype)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"motion adapter {source!r} is not a folder in the diffusers format (with config.json), nor a single file"
+        )
+    return MotionAdapter.from_pretrained(path, torch_dtype=dtype, variant=variant_of(path))
+
+
+def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Parts of which only a variant lies there, such as fp16; diffusers would ask for the plain files."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts: dict[str, Any] = {}
+    for name in ("unet", "vae"):
+        if variant := variant_of(folder / name):
+            kind = getattr(diffusers, index[name][1])
+            parts[name] = kind.from_pretrained(folder / name, torch_dtype=dtype, variant=variant)
+    if variant := variant_of(folder / "text_encoder"):
+        parts["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype=dtype, variant=variant)
+    return parts
+
+
+def split_lora(text: str) -> tuple[Path, float]:
+    """A LoRA's file and scale from `FILE[:scale]`.
+
+    Raises:
+        InputError: the file is not there, or is neither `.safetensors` nor `.bin`.
+    """
+    name, colon, scale = text.rpartition(":")
+    try:
+        path, strength = (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
+    except ValueError:  # a colon in the file's name
+        path, strength = Path(text), 1.0
+    if not path.is_file() or path.suffix not in (".safetensors", ".bin"):
+        raise InputError(f"LoRA {text!r}: {path} is no .safetensors or .bin file; give FILE or FILE:scale")
+    return path, strength
+
+
+def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:
+    """Adds LoRAs into the weights, one after the other; what runs afterwards does not know of them.
+
+    Raises:
+        InputError: peft is not installed, or a file is no LoRA of this model.
+    """
+    if loras and find_spec("peft") is None:
+        raise InputError("--lora needs peft: pip install peft")
+    for number, text in enumerate(loras):
+        path, scale = split_lora(text)
+        name = f"lora_{number}"
+        try:
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
+            if not any(f".{name}." in parameter for parameter, _ in _adapted(pipe)):
+                raise ValueError("none of its tensors belongs to this model")
+            pipe.fuse_lora(components=["unet", "text_encoder"], lora_scale=scale, adapter_names=[name])
+            pipe.unload_lora_weights()
+        except Exception as error:  # each library in between has its own words for a file that does not fit
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"LoRA {path} cannot be used: {reason}") from error
+
+
+def _adapted(pipe: VideoMakerPipeline) -> list[tuple[str, torch.nn.Parameter]]:
+    return [*pipe.unet.named_parameters(), *pipe.text_encoder.named_parameters()]

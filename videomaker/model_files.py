@@ -1,0 +1,76 @@
+"""A model's folder looked over before anything of it is loaded. Light: loads no tensor library."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from videomaker.errors import InputError
+from videomaker.files import is_lfs_pointer, read_json
+from videomaker.generation import read_generation_defaults
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_CONFIGS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def check_model_files(folder: Path, *, given: Collection[str] = ()) -> None:
+    """Refuses a model's folder whose parts are absent, not fetched, or no JSON where JSON is wanted.
+
+    Args:
+        folder: in the diffusers format.
+        given: parts that do not come from the folder.
+
+    Raises:
+        InputError: with the first reason; also for a `generation.json` that says what cannot be.
+    """
+    for part in PARTS:
+        if part not in given:
+            _check_part(folder / part, _CONFIGS[part])
+    read_generation_defaults(folder)
+
+
+def _check_part(folder: Path, config: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"model {folder.parent} has no {folder.name}/: fetch the whole folder again")
+    for file in folder.iterdir():
+        if file.suffix in _WEIGHTS:
+            check_fetched(file)
+    if (folder / config).exists():
+        read_json(folder / config)
+    elif folder.name != "tokenizer":
+        raise InputError(f"model {folder.parent} cannot be loaded: it has no {folder.name}/{config}")
+    if folder.name == "tokenizer":
+        _check_tokenizer(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Without its vocabulary a tokenizer loads in silence, and knows no word."""
+    one, two = (folder / "tokenizer.json").is_file(), (folder / "vocab.json").is_file()
+    if not one and not (two and (folder / "merges.txt").is_file()):
+        raise InputError(
+            f"model {folder.parent} cannot be loaded: {folder.name}/ has neither tokenizer.json nor vocab.json with "
+            "merges.txt, so no prompt would be read; fetch the whole folder again"
+        )
+    for name in ("tokenizer.json", "vocab.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            read_json(folder / name, max_bytes=2**28)
+
+
+def check_fetched(file: Path) -> None:
+    """Refuses what Git LFS leaves in place of a file that was not fetched, and what is no regular file.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is not a regular file")
+    with file.open("rb") as opened:
+        if is_lfs_pointer(opened.read(64)):
+            raise InputError(f"{file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")

@@ -1,0 +1,130 @@
+"""What the pipeline is called with, refused before the work where it cannot be used: one line, as an `InputError`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+
+from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
+from videomaker.errors import InputError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_MAX_VALUE = 2**31
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses what is not a whole number from 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name} is {value!r}; it must be a whole number")
+        if not 1 <= value < _MAX_VALUE:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def check_sizes(factor: int, **sizes: Any) -> None:
+    """Refuses sides in pixels that the VAE cannot make."""
+    for name, value in sizes.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value < _MAX_VALUE or value % factor:
+            raise InputError(f"{name} is {value!r}; it must be a positive multiple of {factor}")
+
+
+def check_number(name: str, value: Any, *, low: float = -math.inf) -> None:
+    """Refuses what is no finite number from `low`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < low:
+        bound = "" if low == -math.inf else f" from {low:g}"
+        raise InputError(f"{name} is {value!r}; it must be a finite number{bound}")
+
+
+def check_prompts(prompt: Any, prompt_embeds: torch.Tensor | None) -> None:
+    """Refuses no prompt, empty ones, and what is no text."""
+    if prompt is None and prompt_embeds is None:
+        raise InputError("give a prompt or prompt_embeds")
+    if prompt is None:
+        return
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts:
+        raise InputError("the list of prompts is empty; give at least one")
+    for text in prompts:
+        if not isinstance(text, str):
+            raise InputError(f"prompt is a {type(text).__name__}; give a text or a list of texts")
+        if not text.strip():
+            raise InputError(f"prompt {text!r} is empty; describe the video in a few words")
+
+
+def check_generators(generator: Any, num_videos: int) -> None:
+    """Refuses what is no generator, or a list of generators that is not one for each video."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, list) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise InputError(f"generator is a {type(generator).__name__}; give a torch.Generator or a list of them")
+    if len(generator) != num_videos:
+        raise InputError(f"{len(generator)} generators for {num_videos} videos; give one, or one for each video")
+
+
+def check_output(output_type: Any, decode_chunk_size: Any, callback: Any) -> None:
+    """Refuses results in a form that there is not."""
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type is {output_type!r}; choose {', '.join(OUTPUT_TYPES)}")
+    if decode_chunk_size is not None:
+        check_counts(decode_chunk_size=decode_chunk_size)
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback_on_step_end is a {type(callback).__name__}; give a function")
+
+
+def check_tensor(name: str, value: Any, shape: tuple) -> None:
+    """Refuses a tensor of another shape, kind or with numbers that are not finite.
+
+    Args:
+        name: what messages call it.
+        value: the tensor.
+        shape: its sizes; a tuple of sizes where several will do, None where all will.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name} is a {type(value).__name__}; give a tensor")
+    allowed = [size if isinstance(size, tuple) or size is None else (size,) for size in shape]
+    fits = value.ndim == len(shape) and all(a is None or n in a for n, a in zip(value.shape, allowed, strict=True))
+    if not fits:
+        wanted = ["any" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
+        raise InputError(f"{name} has shape {tuple(value.shape)}; it must be [{', '.join(wanted)}]")
+    if not value.is_floating_point():
+        raise InputError(f"{name} holds {value.dtype}; give floating numbers")
+    if not value.isfinite().all():
+        raise InputError(f"{name} holds numbers that are not finite; give others")
+
+
+def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
+    """Refuses to make videos without a part that they need."""
+    for name, wanted in needed.items():
+        if wanted and getattr(pipe, name, None) is None:
+            raise InputError(f"this pipeline has no {name}; load it with one to make videos")
+
+
+def check_processors(unet: torch.nn.Module) -> None:
+    """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
+
+    diffusers' own methods (`set_attn_processor`, `fuse_qkv_projections`, …) replace every processor of a UNet.
+
+    Raises:
+        InputError: a PISA processor is gone.
+    """
+    spatial = {name: kind for name, kind in unet.attn_processors.items() if is_spatial_self_attention(name)}
+    lost = [type(kind).__name__ for kind in spatial.values() if not isinstance(kind, PisaAttnProcessor)]
+    if lost:
+        raise InputError(
+            f"{len(lost)} of {len(spatial)} spatial self-attentions have lost their PISA processor to {lost[0]}, so "
+            "the reference would not be seen: call videomaker.install_pisa(pipe.unet), or use_pisa=False"
+        )
+
+
+def check_compute_dtypes(unet: torch.nn.Module) -> None:
+    """Refuses a UNet with weights of several precisions, which no matrix product takes."""
+    kinds = {value.dtype for value in unet.parameters() if value.is_floating_point() and value.element_size() > 1}
+    if len(kinds) > 1:
+        raise InputError(
+            f"the UNet has weights of {', '.join(sorted(map(str, kinds)))}: cast it with pipe.unet.to(dtype)"
+        )

@@ -1,0 +1,182 @@
+"""From noise to latents: the loop over the schedule, and the callbacks that may change it."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from videomaker.compiled.processors import prepare_unet
+from videomaker.compiled.sampler import Approximations, StaticSampler
+from videomaker.compiled.step import denoising_step
+from videomaker.denoising import guided_noise
+from videomaker.errors import InputError
+
+from .checks import check_number
+from .inputs import Generators
+
+# (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
+Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class State(NamedTuple):
+    """What goes from step to step: latents `[B, C, F, h, w]`, text `[2B or B, L, E]`, guidance `[B, 1, 1, 1, 1]`."""
+
+    latents: torch.Tensor
+    text: torch.Tensor
+    guidance: torch.Tensor | None
+
+    def unguided(self) -> "State":
+        """Without the unconditional half."""
+        return self if self.guidance is None else State(self.latents, self.text.chunk(2)[1], None)
+
+
+class SamplingMixin:
+    """The denoising loop: eager, or through static steps where the pipeline can be."""
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        reference: torch.Tensor,
+        text: torch.Tensor,
+        guidance: torch.Tensor | None,
+        *,
+        num_inference_steps: int,
+        step_kwargs: dict[str, Any],
+        added_cond_kwargs: dict[str, Any] | None = None,
+        callback: Callable | None = None,
+        callback_inputs: list[str] | tuple[str, ...] = (),
+        generator: Generators | None = None,
+    ) -> torch.Tensor:
+        """From noise to the frames' latents `[B, C, F, h, w]`; the reference comes in clean at every step."""
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        rounds = self._free_init_num_iters if self.free_init_enabled else 1
+        scale: float = self.guidance_scale
+        for iteration in range(rounds):
+            self._guidance_scale = scale  # which a callback of the round before may have changed
+            if self.free_init_enabled:
+                latents, timesteps = self._apply_free_init(
+                    latents, iteration, num_inference_steps, device, latents.dtype, generator
+                )
+            step = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
+            state = State(latents, text, guidance)
+            latents = self._denoise_once(step, timesteps, state, callback, callback_inputs)
+        return latents
+
+    def _denoise_once(
+        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: list[str]
+    ) -> torch.Tensor:
+        self._num_timesteps = len(timesteps)
+        guided_steps = math.ceil(self.approximations.guidance_until * len(timesteps))
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                break
+            if i == guided_steps:
+                state = state.unguided()
+            state = state._replace(latents=step(i, *state))
+            if callback is not None:
+                state = self._run_callback(callback, names, i, t, state)
+        return state.latents
+
+    def _sampler(
+        self,
+        timesteps: torch.Tensor,
+        reference: torch.Tensor,
+        step_kwargs: dict[str, Any],
+        added_cond_kwargs: dict[str, Any] | None,
+    ) -> Step:
+        """What makes one step, static where the pipeline can be."""
+        reuse_every = self.approximations.reuse_every
+        adapted = added_cond_kwargs is not None or bool(self.cross_attention_kwargs)
+        if adapted and self.approximations != Approximations():
+            raise InputError("approximations do not go with an IP-Adapter or cross_attention_kwargs; leave one out")
+        if (self.compiled is None and reuse_every == 1) or adapted:
+            return partial(self._eager_step, timesteps, reference, step_kwargs, added_cond_kwargs)
+        prepare_unet(self.unet)
+        run = partial(denoising_step, self.unet) if self.compiled is None else self.compiled.step
+        return StaticSampler(
+            self.unet, self.scheduler, timesteps, reference, step_kwargs, run=run, reuse_every=reuse_every
+        )
+
+    def _eager_step(
+        self, timesteps, reference, step_kwargs, added_cond_kwargs, index: int, latents, text, guidance
+    ) -> torch.Tensor:
+        t = timesteps[index]
+        if added_cond_kwargs is not None and guidance is None:
+            added_cond_kwargs = _conditional_half(added_cond_kwargs, len(latents))
+        noise = guided_noise(
+            self.unet, self.scheduler.scale_model_input(latents, t), reference, t, text, guidance,
+            cross_attention_kwargs=self.cross_attention_kwargs, added_cond_kwargs=added_cond_kwargs,
+        )  # fmt: skip
+        return self.scheduler.step(noise, t, latents, **step_kwargs).prev_sample
+
+    def _run_callback(self, callback: Callable, names: list[str], step: int, t: torch.Tensor, state: State) -> State:
+        """Runs `callback` as diffusers does: it sees the named tensors and may return others in their place.
+
+        Under guidance `prompt_embeds` are both halves, the negative first, as in diffusers. A callback that sets the
+        pipeline's `_guidance_scale` changes the guidance from the next step on; at 1 and below it ends.
+        """
+        scale = self._guidance_scale
+        negative = state.text.chunk(2)[0] if state.guidance is not None else None
+        seen = {"latents": state.latents, "prompt_embeds": state.text, "negative_prompt_embeds": negative}
+        changed = callback(self, step, t, {name: seen[name] for name in names})
+        if not isinstance(changed, dict):
+            raise InputError(
+                f"callback_on_step_end returned a {type(changed).__name__}; return the tensors it was given"
+            )
+        new = {name: value for name, value in changed.items() if name in seen and value is not seen[name]}
+        state = state._replace(latents=new.get("latents", state.latents))
+        if self._guidance_scale != scale:
+            check_number("guidance_scale, as the callback set it,", self._guidance_scale)
+            state = self._with_scale(state)
+        if "prompt_embeds" in new:
+            state = state._replace(text=_new_text(new["prompt_embeds"], state))
+        if new.get("negative_prompt_embeds") is not None and state.guidance is not None:
+            state = state._replace(text=torch.cat([new["negative_prompt_embeds"], state.text.chunk(2)[1]]))
+        return state
+
+    def _with_scale(self, state: State) -> State:
+        if self._guidance_scale <= 1:
+            return state.unguided()
+        if state.guidance is None:
+            raise InputError("a callback cannot begin guidance once it has ended: start with guidance_scale above 1")
+        return state._replace(guidance=torch.full_like(state.guidance, self._guidance_scale))
+
+    def _prepare_guidance(
+        self, scale: float | list[float], num_prompts: int, num_videos_per_prompt: int
+    ) -> torch.Tensor | None:
+        """Guidance scales as `[B, 1, 1, 1, 1]`, or None when no video asks for guidance."""
+        scales = list(scale) if isinstance(scale, (list, tuple)) else [scale] * num_prompts
+        if len(scales) != num_prompts:
+            raise InputError(f"{len(scales)} guidance scales for {num_prompts} prompts; give one, or one for each")
+        for one in scales:
+            check_number("guidance_scale", one)
+        self._guidance_scale = max(scales)
+        if not self.do_classifier_free_guidance:
+            return None
+        guidance = torch.tensor(scales, device=self._execution_device, dtype=self.unet.dtype)
+        return guidance.clamp(min=1).repeat_interleave(num_videos_per_prompt).view(-1, 1, 1, 1, 1)
+
+
+def _new_text(text: torch.Tensor, state: State) -> torch.Tensor:
+    """Embeddings that a callback returned, for both halves under guidance, else for the prompts alone."""
+    rows, videos = len(text), len(state.latents)
+    if state.guidance is None:
+        if rows == 1:  # diffusers' cut-off callbacks keep the last row alone, which is right for one video
+            return state.text if torch.equal(text, state.text[-1:]) else text.expand(videos, -1, -1)
+        if rows in (videos, 2 * videos):
+            return text[-videos:]
+    elif rows == 2 * videos:
+        return text
+    elif rows == videos:
+        return torch.cat([state.text.chunk(2)[0], text])
+    raise InputError(f"callback_on_step_end returned prompt_embeds for {rows} videos, there are {videos}")
+
+
+def _conditional_half(added_cond_kwargs: dict[str, Any], num_videos: int) -> dict[str, Any]:
+    """An IP-Adapter's embeddings after guidance has ended."""
+    embeds = [x if len(x) == num_videos else x.chunk(2)[1] for x in added_cond_kwargs["image_embeds"]]
+    return {**added_cond_kwargs, "image_embeds": embeds}

@@ -1,0 +1,149 @@
+"""diffusers' methods that would take the reference out of the video: here they work, or are refused in words."""
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers import AnimateDiffPipeline, DDIMScheduler, DiffusionPipeline, MotionAdapter
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+from videomaker.attention import (
+    PisaAttnProcessor,
+    fuse_pisa_projections,
+    install_pisa,
+    is_spatial_self_attention,
+)
+from videomaker.errors import InputError
+
+# AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
+ANIMATEDIFF_SCHEDULE = {
+    "clip_sample": False,
+    "timestep_spacing": "linspace",
+    "beta_schedule": "linear",
+    "steps_offset": 1,
+}
+
+
+class SurfaceMixin:
+    """What diffusers does to the processors of a whole UNet, done around PISA's."""
+
+    def _install_pisa(self) -> None:
+        if self.unet is None:
+            return
+        self._unet_seen = weakref.ref(self.unet)
+        if self.config.use_pisa:
+            install_pisa(
+                self.unet,
+                backend=self.config.attention_backend,
+                reference_cross_attention=self.config.reference_cross_attention,
+            )
+
+    def _adopt_unet(self) -> None:
+        """Gives a UNet that was put in another's place its PISA processors, as the constructor does.
+
+        One that has any of its own is left to `checks.check_processors`.
+        """
+        if self._unet_seen() is self.unet:
+            return
+        kinds = {type(kind) for name, kind in self.unet.attn_processors.items() if is_spatial_self_attention(name)}
+        if kinds <= {AttnProcessor, AttnProcessor2_0, PisaAttnProcessor}:
+            self._install_pisa()
+
+    @contextmanager
+    def _default_processors(self) -> Iterator[None]:
+        """For diffusers' code that makes every processor anew from its class, without arguments."""
+        self.unet.set_attn_processor(AttnProcessor2_0())
+        try:
+            yield
+        finally:
+            self._install_pisa()
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """As in diffusers: a pipeline of another one's parts, which it shares, in their dtype unless one is given.
+
+        With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`.
+        """
+        if not {"torch_dtype", "dtype"} & kwargs.keys():
+            kwargs["torch_dtype"] = pipeline.dtype
+        load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
+        pipe = super().from_pipe(pipeline, **kwargs)
+        set_schedule(pipe, kwargs)
+        return pipe
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in diffusers, with AnimateDiff's schedule, as in `from_pretrained`; `motion_adapter` may be a folder."""
+        load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
+        pipe = super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        set_schedule(pipe, {"motion_adapter": True, **kwargs})
+        return pipe
+
+    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; the PISA layers stay as they are."""
+        if not self.config.reference_cross_attention:
+            raise InputError("an IP-Adapter needs reference_cross_attention=True, this pipeline was made with False")
+        with self._default_processors():
+            super().load_ip_adapter(*args, **kwargs)
+
+    def unload_ip_adapter(self) -> None:
+        """As in diffusers; the PISA layers stay as they are."""
+        with self._default_processors():
+            super().unload_ip_adapter()
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """One matrix product for query, key and value: of the PISA layers in the UNet, as in diffusers in the VAE."""
+        self.fusing_unet, self.fusing_vae = unet, vae
+        if unet:
+            fuse_pisa_projections(self.unet)
+        if vae:
+            self.vae.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Undoes `fuse_qkv_projections`."""
+        if unet:
+            fuse_pisa_projections(self.unet, False)
+        if vae and getattr(self, "fusing_vae", False):
+            self.vae.unfuse_qkv_projections()
+        self.fusing_unet, self.fusing_vae = False, False
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
+        """xformers for every attention but PISA's, which never holds the attention matrix anyway; and back."""
+        try:
+            super().set_use_memory_efficient_attention_xformers(valid, attention_op)
+        finally:
+            self._install_pisa()
+
+    def set_attention_slice(self, slice_size: str | int | None) -> None:
+        """Slices the attention of every part that offers it but the UNet, whose PISA layers need no slices."""
+        for name, part in self.components.items():
+            if name != "unet" and hasattr(part, "set_attention_slice"):
+                part.set_attention_slice(slice_size)
+
+    def enable_free_noise(self, *args: Any, **kwargs: Any) -> None:
+        """Not available: FreeNoise slides a window over the frames, and the reference has no place in it."""
+        raise NotImplementedError("FreeNoise does not go with a reference frame; generate at most 31 frames at once")
+
+    def enable_free_noise_split_inference(self, *args: Any, **kwargs: Any) -> None:
+        """Not available, as `enable_free_noise`."""
+        self.enable_free_noise()
+
+
+def load_adapter(options: dict[str, Any], dtype: Any = None) -> None:
+    """Loads the motion adapter of `options` in its place, if it is given as a folder."""
+    if isinstance(adapter := options.get("motion_adapter"), (str, os.PathLike)):
+        if not Path(adapter, "config.json").is_file():
+            raise InputError(
+                f"motion adapter {str(adapter)!r} is not a folder in the diffusers format (with config.json)"
+            )
+        dtypes = {} if dtype is None else {"torch_dtype": dtype}
+        options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtypes)
+
+
+def set_schedule(pipe: AnimateDiffPipeline, options: dict[str, Any]) -> None:
+    """Gives a base that just got its motion adapter AnimateDiff's schedule, unless a scheduler was given."""
+    if options.get("motion_adapter") is not None and "scheduler" not in options and pipe.scheduler is not None:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ANIMATEDIFF_SCHEDULE)

@@ -1,0 +1,174 @@
+"""Accepting a request: pictures decoded and stored, the job in the queue, or a refusal that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from videomaker import media
+from videomaker.digests import sha256
+from videomaker.errors import InputError
+
+from . import pictures
+from .admission import Limits, Refused
+from .keys import Owner
+from .models import Bucket
+from .problems import ApiError
+from .queue import KeyReused, NewJob
+from .schema import VideoRequest, check_declared, resolve
+from .state import State
+
+DISK_RETRY = 60  # seconds after which a client may ask again whether the disk has room
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a request says beside its body."""
+
+    owner: Owner
+    request_id: str
+    idempotency_key: str | None = None
+    client_retry: int = 0
+    traceparent: str | None = None
+
+
+def check_open(state: State) -> None:
+    """Refuses jobs while the server ends or its disk is nearly full, before any body is read.
+
+    Raises:
+        ApiError: 503.
+    """
+    if state.draining:
+        raise ApiError(503, "the server is about to end: try again soon", code="draining", retry_after=5)
+    free = state.store.free_bytes()
+    if free is not None and free < state.config.min_free_mib * 2**20:
+        raise ApiError(503, "the disk is nearly full", code="disk_full", retry_after=DISK_RETRY)
+
+
+def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> tuple[str, bool]:
+    """The id of the job that a request makes or made before, and whether it is new.
+
+    Raises:
+        ApiError: it is refused; no file of it stays.
+    """
+    uploads = _decode(state, sent)
+    earlier = _earlier_references(state, asked, call.owner) if asked.reference_of else None
+    if bool(uploads) == bool(earlier):
+        problem = "no picture of the subject" if not uploads else "input_reference and reference_of do not go together"
+        raise ApiError(
+            400, f"{problem}: send input_reference, or reference_of with a video of yours", "input_reference"
+        )
+    request = resolve(asked, len(earlier["references"]) if earlier else len(uploads), state.model, state.config)
+    id = f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+    if earlier:
+        request["references"] = _copied(request, earlier, id)
+        files = []
+    else:
+        fitted = [media.fit_reference(u.image, request["width"], request["height"], request["fit"]) for u in uploads]
+        request["references"], files = _described(uploads, fitted, id)
+    check_declared(request, state.shapes, len(request["references"]))
+    _check_safety(state, request, [upload.image for upload in uploads], earlier)
+    try:
+        for reference, data in zip(request["references"], files, strict=False):
+            state.store.put(reference["key"], data)
+        for reference, old in zip(request["references"], earlier["references"] if earlier else (), strict=False):
+            state.store.copy(old["key"], reference["key"])
+        state.store.settle(f"videos/{id}")
+        accepted, is_new = _submit(state, id, asked, request, call)
+    except BaseException:
+        state.store.delete(f"videos/{id}")
+        raise
+    if not is_new:
+        state.store.delete(f"videos/{id}")
+    return accepted, is_new
+
+
+def _decode(state: State, sent: list[bytes]) -> list[pictures.Upload]:
+    try:
+        return [
+            pictures.decode(data, f"input_reference {index}", max_pixels=state.config.max_pixels)
+            for index, data in enumerate(sent)
+        ]
+    except InputError as error:
+        raise ApiError(400, str(error), "input_reference", "invalid_image") from error
+
+
+def _earlier_references(state: State, asked: VideoRequest, owner: Owner) -> dict[str, Any]:
+    row = state.listing.get(asked.reference_of, owner.id)
+    if row is None:
+        raise ApiError(404, f"there is no video {asked.reference_of!r}", "reference_of", "video_not_found")
+    return row.request
+
+
+def _copied(request: dict[str, Any], earlier: dict[str, Any], id: str) -> list[dict[str, str]]:
+    for name in ("width", "height", "fit"):
+        if request[name] != earlier[name]:
+            raise ApiError(400, f"{name} {request[name]} differs from the earlier video's {earlier[name]}: "
+                           "send the picture again", "reference_of")  # fmt: skip
+    return [
+        {**reference, "key": f"videos/{id}/reference-{index}.ppm"}
+        for index, reference in enumerate(earlier["references"])
+    ]
+
+
+def _described(
+    uploads: list[pictures.Upload], fitted: list[Image.Image], id: str
+) -> tuple[list[dict[str, str]], list[bytes]]:
+    files = [pictures.to_ppm(image) for image in fitted]
+    references = [
+        {
+            "key": f"videos/{id}/reference-{index}.ppm",
+            "sha256": upload.sha256,
+        }
+        for index, upload in enumerate(uploads)
+    ]
+    return references, files
+
+
+def _check_safety(
+    state: State, request: dict[str, Any], images: list[Image.Image], earlier: dict[str, Any] | None
+) -> None:
+    if state.request_check is None:
+        return
+    if earlier:
+        images = [pictures.from_ppm(state.store.get(reference["key"])) for reference in earlier["references"]]
+    if reason := state.request_check(request, images):
+        raise ApiError(400, reason, code="safety_rejected")
+
+
+def _submit(state: State, id: str, asked: VideoRequest, request: dict[str, Any], call: Call) -> tuple[str, bool]:
+    config, owner, bucket = state.config, call.owner, str(Bucket.of(request))
+    identity = [asked.model_dump(exclude_none=True), [reference["sha256"] for reference in request["references"]]]
+    job = NewJob(
+        id=id,
+        owner=owner.id,
+        model=request["model"],
+        bucket=bucket,
+        steps=request["num_inference_steps"],
+        cost=state.registry.cost(request["model"], bucket),
+        request=request,
+        fingerprint=sha256(json.dumps(identity, sort_keys=True)),
+        priority=owner.priority,
+        idempotency_key=call.idempotency_key,
+        client_retry=call.client_retry,
+        request_id=call.request_id,
+        traceparent=call.traceparent,
+    )
+    limits = Limits(
+        config.max_wait,
+        owner.max_active or config.max_active,
+        owner.max_per_hour or config.max_per_hour,
+        config.merge_retries,
+    )
+    try:
+        return state.queue.submit(job, limits)
+    except KeyReused as error:
+        reused = "this Idempotency-Key belongs to another request: use a new one"
+        raise ApiError(422, reused, code="idempotency_key_reused") from error
+    except Refused as error:
+        raise ApiError(429, error.reason, code="rate_limit_exceeded", retry_after=error.retry_after) from error

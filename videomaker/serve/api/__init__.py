@@ -1,0 +1,1 @@
+"""The HTTP interface: `videos` jobs, `content` files, `events` progress, `system` health, models, metrics, `page`."""

@@ -1,0 +1,105 @@
+"""Progress as server-sent events. All streams of a process share one look at the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Row
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from ..problems import ApiError, not_found
+from ..state import State
+from ..view import event, show
+from .access import StateOf, find_owner, linked
+from .videos import VideoId
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+POLL_SECONDS = 0.25
+SILENCE_SECONDS = 15  # after which a comment keeps proxies from cutting the stream
+MAX_STREAMS = 1000
+
+
+class Watcher:
+    """Looks at the jobs that anybody watches, at intervals, while there are any."""
+
+    def __init__(self, state: State):
+        self.state = state
+        self._watched: Counter[str] = Counter()
+        self._rows: dict[str, Row] = {}
+        self._looked = asyncio.Condition()
+        self._task: asyncio.Task | None = None
+
+    @contextlib.contextmanager
+    def watching(self, id: str):
+        """Within it `next` is kept up to date for a job."""
+        self._watched[id] += 1
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            self._watched[id] -= 1
+            if not self._watched[id]:
+                del self._watched[id]
+
+    @property
+    def streams(self) -> int:
+        """How many watch."""
+        return self._watched.total()
+
+    async def next(self, id: str) -> Row | None:
+        """The job at the next look; None when it is gone."""
+        async with self._looked:
+            await self._looked.wait()
+        return self._rows.get(id)
+
+    async def _look(self) -> None:
+        while self._watched:
+            rows = await run_in_threadpool(self.state.listing.get_many, list(self._watched))
+            async with self._looked:
+                self._rows = rows
+                self._looked.notify_all()
+            await asyncio.sleep(POLL_SECONDS)
+
+
+@router.get("/{id}/events", response_class=StreamingResponse)
+async def events(request: Request, state: StateOf, id: VideoId) -> StreamingResponse:
+    """The video each time that it changes, as `event: video`; ends with the one that is completed or failed."""
+    watcher: Watcher = request.app.state.watcher
+    row = await run_in_threadpool(_find, request, state, id)
+    if watcher.streams >= MAX_STREAMS:
+        raise ApiError(429, "too many streams: poll the video instead", code="too_many_streams", retry_after=10)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(_stream(state, watcher, row), media_type="text/event-stream", headers=headers)
+
+
+def _find(request: Request, state: State, id: str) -> Row:
+    owner = None if linked(request, id, "events") else find_owner(request).id
+    row = state.listing.get(id, owner)
+    if row is None:
+        raise not_found(id)
+    return row
+
+
+async def _stream(state: State, watcher: Watcher, row: Row) -> AsyncIterator[str]:
+    id, told, silent = row.id, None, 0.0
+    with watcher.watching(id):
+        while row is not None:
+            (video,) = await run_in_threadpool(show, state, [row])
+            told, before = event(video), told
+            if told != before:
+                silent = 0.0
+                yield f"event: video\ndata: {json.dumps(told)}\n\n"
+            elif (silent := silent + POLL_SECONDS) >= SILENCE_SECONDS:
+                silent = 0.0
+                yield ": still here\n\n"
+            if row.state in ("completed", "failed") or state.draining:
+                return
+            row = await watcher.next(id)
+    yield f"event: deleted\ndata: {json.dumps({'id': id})}\n\n"

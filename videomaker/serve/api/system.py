@@ -1,0 +1,78 @@
+"""Health, models, metrics."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from videomaker import __version__
+
+from ..metrics import CONTENT_TYPE, exposition
+from ..problems import ApiError
+from ..schema import Model, ModelList
+from ..state import State
+from .access import StateOf, get_owner
+
+router = APIRouter()
+STARTED = int(time.time())
+
+
+@router.get("/healthz", tags=["system"])
+def health() -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok", "version": __version__}
+
+
+@router.get("/readyz", tags=["system"])
+def ready(state: StateOf) -> JSONResponse:
+    """Whether it can make videos: database, store, a warm worker; 503 with what is missing otherwise."""
+    checks = {
+        "accepting": not state.draining,
+        "database": state.database.answers(),
+        "store": state.store.answers(),
+    }
+    checks["worker"] = checks["database"] and state.registry.is_ready(state.model.name)
+    return JSONResponse({"ready": all(checks.values()), **checks}, 200 if all(checks.values()) else 503)
+
+
+@router.get("/metrics", tags=["system"], dependencies=[Depends(get_owner)], response_class=Response)
+def metrics(state: StateOf) -> Response:
+    """For Prometheus."""
+    return Response(exposition(state), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/models", tags=["models"], dependencies=[Depends(get_owner)])
+def models(state: StateOf) -> ModelList:
+    """What is served here."""
+    return ModelList(data=[_describe(state)])
+
+
+@router.get("/v1/models/{id:path}", tags=["models"], dependencies=[Depends(get_owner)])
+def model(state: StateOf, id: str) -> Model:
+    """One of the models."""
+    if id != state.model.name:
+        raise ApiError(404, f"there is no model {id[:100]!r}", "model", "model_not_found")
+    return _describe(state)
+
+
+def _describe(state: State) -> Model:
+    facts, config = state.model, state.config
+    return Model(
+        id=facts.name,
+        created=STARTED,
+        ready=state.registry.is_ready(facts.name),
+        defaults=facts.defaults,
+        limits={
+            "size_multiple": facts.factor,
+            "max_side": config.max_side,
+            "max_frames_and_references": facts.max_positions,
+            "max_references": config.max_references,
+            "max_steps": facts.max_steps,
+            "max_body_bytes": int(config.max_body_mib * 2**20),
+            "require_consent": config.require_consent,
+        },
+        shapes=[shape.model_dump() for shape in state.shapes],
+        note=facts.note,
+    )

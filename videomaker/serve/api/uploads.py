@@ -1,0 +1,111 @@
+"""From a request's body, JSON or multipart, to fields and pictures. Nothing that a client says about a file counts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from ..problems import ApiError
+from ..schema import VideoRequest
+
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 2**20
+_PICTURES = re.compile(r"input_reference(\[\d{0,3}\])?(\[(?P<part>image_url|file_id)\])?")
+_DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(;[\w.+=-]{1,100})*;base64,", re.ASCII)
+
+
+async def read_request(request: Request, *, max_references: int) -> tuple[VideoRequest, list[bytes]]:
+    """The fields of a request and the bytes of its pictures.
+
+    Raises:
+        ApiError: 400, or 415 for a body of another kind; the message names the parameter.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        async with request.form(
+            max_files=max_references + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        ) as form:
+            fields, sources = _split_form(form)
+            pictures = [await _uploaded(source) for source in sources]
+    elif kind == "application/json":
+        fields, sources = _split_json(await request.body())
+        pictures = [_from_text(source) for source in sources]
+    else:
+        raise ApiError(415, "send multipart/form-data or application/json", code="unsupported_media_type")
+    if len(pictures) > max_references:
+        raise ApiError(400, f"{len(pictures)} pictures: at most {max_references} here", "input_reference")
+    return _validated(fields), pictures
+
+
+def _validated(fields: dict[str, Any]) -> VideoRequest:
+    try:
+        return VideoRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else None
+        message = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ApiError(400, f"{(name or 'request')[:100]}: {message}", name and name[:100]) from error
+
+
+def _split_form(form: FormData) -> tuple[dict[str, Any], list[UploadFile | str]]:
+    fields: dict[str, Any] = {}
+    pictures: list[UploadFile | str] = []
+    for name, value in form.multi_items():
+        if match := _PICTURES.fullmatch(name):
+            _refuse_file_id(match["part"])
+            pictures.append(value)
+        elif isinstance(value, UploadFile):
+            raise ApiError(400, f"{name[:100]}: a file is not expected here", name[:100])
+        elif name in fields:
+            raise ApiError(400, f"{name[:100]} is given twice", name[:100])
+        else:
+            fields[name] = value
+    return fields, pictures
+
+
+def _split_json(body: bytes) -> tuple[dict[str, Any], list[str]]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is not JSON") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    given = fields.pop("input_reference", None)
+    sources = [] if given is None else given if isinstance(given, list) else [given]
+    return fields, [_json_picture(source) for source in sources]
+
+
+def _json_picture(source: Any) -> str:
+    if isinstance(source, dict):
+        _refuse_file_id(*source.keys() & {"file_id"})
+        source = source.get("image_url")
+        source = source.get("url") if isinstance(source, dict) else source
+    if not isinstance(source, str):
+        raise ApiError(400, "input_reference: a data URL, or an object with image_url", "input_reference")
+    return source
+
+
+def _refuse_file_id(part: str | None = None) -> None:
+    if part == "file_id":
+        raise ApiError(400, "input_reference: there is no file store here; send the picture itself", "input_reference")
+
+
+async def _uploaded(source: UploadFile | str) -> bytes:
+    return _from_text(source) if isinstance(source, str) else await source.read()
+
+
+def _from_text(text: str) -> bytes:
+    if not (match := _DATA_URL.match(text)):
+        raise ApiError(400, "input_reference: send the picture itself, or a data URL in base64; no address is fetched",
+                       "input_reference")  # fmt: skip
+    try:
+        return base64.b64decode(text[match.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, "input_reference: the data URL is not base64", "input_reference") from error

@@ -1,0 +1,73 @@
+"""The application: routes and what surrounds them, over the services of `State`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from videomaker import __version__
+
+from .api import content, events, page, system, videos
+from .api.middleware import Boundary
+from .problems import ApiError
+from .schema import ErrorAnswer
+from .state import State
+
+_DESCRIPTION = """Puts a subject, given as one picture, into a video described by a prompt.
+
+The interface is OpenAI's Videos with fields of our own; every error is `{"error": {message, type, param, code}}`."""
+
+
+def create_app(state: State) -> FastAPI:
+    """The web application of one process.
+
+    Args:
+        state: its services; the database is at the tables' version.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.watcher = events.Watcher(state)
+        yield
+
+    app = FastAPI(
+        title="VideoMaker",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorAnswer, "description": "Refused"}},
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.services = state
+    for router in (videos.router, content.router, events.router, system.router, page.router):
+        app.include_router(router)
+    page.mount_files(app)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_middleware(Boundary, state=state)
+    return app
+
+
+async def _api_error(_request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """What Starlette refuses by itself: no such route, another method, a broken multipart body."""
+    message = {404: f"there is nothing at {request.url.path[:200]}"}.get(error.status_code, str(error.detail))
+    answer = ApiError(error.status_code, message)
+    return JSONResponse(answer.body(), error.status_code, error.headers)
+
+
+async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    answer = ApiError(400, f"{name}: {first['msg']}", name)
+    return JSONResponse(answer.body(), answer.status)

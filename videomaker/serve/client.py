@@ -1,0 +1,119 @@
+"""Our own client: sends videos to make, follows them, fetches what comes out. Plain HTTP over the public interface."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from videomaker.errors import InputError
+from videomaker.files import atomic_path
+
+RETRIES = 8  # of a request that was refused for now, or that got no answer
+LONGEST_PAUSE = 120.0
+POLL_SECONDS = 2.0  # where no stream of events comes through
+
+
+class Client:
+    """A connection to a server.
+
+    Args:
+        address: such as `http://127.0.0.1:8000`.
+        key: of `videomaker keys create`, where the server has keys.
+    """
+
+    def __init__(self, address: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx2.Timeout(60, read=120)
+        self.address = address.rstrip("/")
+        self._http = httpx2.Client(base_url=self.address, headers=headers, timeout=timeout, transport=transport)
+
+    def create(self, references: list[Path], fields: dict[str, Any]) -> dict[str, Any]:
+        """Asks for a video; sent again, if need be, under the same key, so that it is made once.
+
+        Args:
+            references: pictures of the subject.
+            fields: of the request; those that are None are left out.
+
+        Raises:
+            InputError: the server refuses it, or cannot be reached.
+        """
+        data = {name: str(value) for name, value in fields.items() if value is not None}
+        files = [("input_reference", (path.name, path.read_bytes())) for path in references]
+        headers = {"idempotency-key": uuid.uuid4().hex}
+        return self._ask("POST", "/v1/videos", data=data, files=files, headers=headers).json()
+
+    def follow(self, id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Waits until a video has ended, through restarts of the server; `on_change` sees it each time it changes.
+
+        Raises:
+            InputError: it was deleted, or the server stays away.
+        """
+        while True:
+            try:
+                for video in self._events(id):
+                    on_change(video)
+                    if video["status"] in ("completed", "failed"):
+                        return video
+            except httpx2.TransportError:
+                pass  # the next question finds out whether the server is back
+            video = self._ask("GET", f"/v1/videos/{id}").json()
+            if video["status"] in ("completed", "failed"):
+                on_change(video)
+                return video
+            time.sleep(POLL_SECONDS)
+
+    def _events(self, id: str) -> Iterator[dict[str, Any]]:
+        with self._http.stream("GET", f"/v1/videos/{id}/events") as answer:
+            if answer.status_code != 200:
+                return
+            kind = ""
+            for line in answer.iter_lines():
+                if line.startswith("event:"):
+                    kind = line[6:].strip()
+                elif line.startswith("data:") and kind == "video":
+                    yield json.loads(line[5:])
+
+    def download(self, id: str, variant: str, path: Path) -> None:
+        """Fetches a file of a video; it appears complete.
+
+        Raises:
+            InputError: there is none.
+        """
+        answer = self._ask("GET", f"/v1/videos/{id}/content", params={"variant": variant}, follow_redirects=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(answer.content)
+
+    def cancel(self, id: str) -> None:
+        """Ends a video that nobody waits for any more."""
+        self._ask("POST", f"/v1/videos/{id}/cancel")
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """One question, asked again when the answer is lost or says later."""
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = self._http.request(method, path, **options)
+            except httpx2.TransportError as error:
+                if attempt == RETRIES:
+                    raise InputError(f"server {self.address} does not answer: {error}; is it running?") from error
+                time.sleep(min(0.5 * 2**attempt, 10))
+                continue
+            if answer.status_code not in (408, 429, 502, 503, 504) or attempt == RETRIES:
+                return _checked(answer)
+            time.sleep(min(float(answer.headers.get("retry-after", 2**attempt)), LONGEST_PAUSE))
+        raise AssertionError("unreachable")
+
+
+def _checked(answer: httpx2.Response) -> httpx2.Response:
+    if answer.is_success:
+        return answer
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = answer.text[:200]
+    raise InputError(f"the server refuses ({answer.status_code}): {message}")

@@ -1,0 +1,115 @@
+"""The database: connections, and the few things in which SQLite and PostgreSQL differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: writers wait as SQLite lets them
+    fcntl = None
+
+from sqlalchemy import Connection, create_engine, event, literal_column, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from videomaker.errors import InputError
+
+BUSY_SECONDS = 30  # how long a writer waits for another on SQLite
+_CLOCKS = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "extract(epoch from clock_timestamp())::double precision",
+}
+
+
+class Database:
+    """Transactions on a SQLite file or a PostgreSQL server.
+
+    Args:
+        url: of SQLAlchemy.
+        pooled: whether connections are kept; a process that waits most of the time does without.
+
+    Attributes:
+        now: the database's clock as an expression, in seconds since 1970: what leases are measured with.
+
+    Raises:
+        InputError: it is another kind of database, or its driver is not installed.
+    """
+
+    def __init__(self, url: str, *, pooled: bool = True):
+        kind = make_url(url).get_backend_name()
+        if kind not in _CLOCKS:
+            raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
+        self.is_sqlite = kind == "sqlite"
+        self.now = literal_column(_CLOCKS[kind])
+        self._line: Path | None = None
+        options = {} if pooled else {"poolclass": NullPool}
+        if self.is_sqlite:
+            file = Path(make_url(url).database or "")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._line = file.with_name(f"{file.name}-line") if fcntl else None
+            options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+        else:
+            options["pool_pre_ping"] = True
+        try:
+            self.engine = create_engine(url, **options)
+        except ModuleNotFoundError as error:
+            raise InputError(f"database {kind!r} needs the package {error.name}: pip install it") from error
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes: on SQLite the only one meanwhile, on PostgreSQL among others, by row locks."""
+        with self._turn(), self.engine.connect() as idle:
+            connection = idle.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of a SQLite file go one after the other in the order they came.
+
+        SQLite itself lets them sleep and look again, so that one that writes all the time starves the others.
+        """
+        if self._line is None:
+            yield
+            return
+        with self._line.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
+            yield
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads; it waits for nobody."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def answers(self) -> bool:
+        """Whether the database can be reached and asked."""
+        try:
+            with self.read() as connection:
+                connection.execute(select(self.now))
+        except SQLAlchemyError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.engine.dispose()
+
+
+def _prepare_sqlite(connection, _record) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see below
+    # FULL: an accepted job survives a power cut, at one fsync a commit.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail when another wrote in between.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,124 @@
+"""API keys and signed links: who asks, and what a player may fetch without a key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets as random
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from videomaker.digests import sha256
+from videomaker.errors import InputError
+
+from .database import Database
+from .tables import api_keys, secrets
+
+PREFIX = "vm_"
+LINK_SECONDS = 3600  # a link is good for one to two of these
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose request it is, and the limits of the key."""
+
+    id: str
+    name: str
+    priority: int = 0
+    max_active: int | None = None
+    max_per_hour: int | None = None
+
+
+LOCAL = Owner("local", "local")  # everybody, where there are no keys and only this machine can ask
+
+
+class Keys:
+    """The table `api_keys`. A key is shown once; what is kept is its SHA-256, which 256 random bits make enough."""
+
+    def __init__(self, database: Database):
+        self.database = database
+
+    def create(self, name: str, **limits: Any) -> str:
+        """A new key for `name`; `limits` are `priority`, `max_active` and `max_per_hour`.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        key = PREFIX + random.token_urlsafe(32)
+        row = {"id": f"key_{uuid.uuid4().hex[:16]}", "name": name, "digest": _digest(key), **limits}
+        try:
+            with self.database.write() as connection:
+                connection.execute(insert(api_keys).values(**row, created=self.database.now))
+        except IntegrityError as error:
+            raise InputError(f"there is a key {name!r} already: choose another name") from error
+        return key
+
+    def list(self) -> list[Row]:
+        """All keys, the oldest first, the revoked among them."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(api_keys).order_by(api_keys.c.created)))
+
+    def revoke(self, name: str) -> None:
+        """Makes a key useless from now on; its owner's videos stay.
+
+        Raises:
+            InputError: there is no such key in use.
+        """
+        mine = update(api_keys).where(api_keys.c.name == name, api_keys.c.revoked.is_(None))
+        with self.database.write() as connection:
+            if not connection.execute(mine.values(revoked=self.database.now)).rowcount:
+                raise InputError(f"there is no key {name!r} in use: see videomaker keys list")
+
+    def exist(self) -> bool:
+        """Whether any key was ever made: from then on every request needs one, also after the last is revoked."""
+        with self.database.read() as connection:
+            return connection.scalar(select(api_keys.c.id).limit(1)) is not None
+
+    def owner(self, key: str) -> Owner | None:
+        """Whose key it is; None when it is nobody's."""
+        columns = (getattr(api_keys.c, name) for name in ("id", "name", "priority", "max_active", "max_per_hour"))
+        found = select(*columns).where(api_keys.c.digest == _digest(key), api_keys.c.revoked.is_(None))
+        with self.database.read() as connection:
+            row = connection.execute(found).first()
+        return row and Owner(*row)
+
+
+def _digest(key: str) -> str:
+    return sha256(key)
+
+
+class Signer:
+    """Links that are good for a while, signed with a secret that all replicas share through the database."""
+
+    def __init__(self, database: Database):
+        try:
+            with database.write() as connection:
+                known = select(secrets.c.value).where(secrets.c.name == "links")
+                value = connection.scalar(known)
+                if value is None:
+                    value = random.token_hex(32)
+                    connection.execute(insert(secrets).values(name="links", value=value))
+        except IntegrityError:  # another replica was first
+            with database.read() as connection:
+                value = connection.scalar(known)
+        self._secret = bytes.fromhex(value)
+
+    def link(self, id: str, what: str) -> str:
+        """The query of a link to `what` of a video; the same for an hour, so that players need not load again."""
+        expires = (math.ceil(time.time() / LINK_SECONDS) + 1) * LINK_SECONDS
+        return f"expires={expires}&signature={self._sign(id, what, expires)}"
+
+    def is_good(self, id: str, what: str, expires: str, signature: str) -> bool:
+        """Whether a link is ours and still good."""
+        if not (expires.isascii() and expires.isdigit() and len(expires) < 16) or int(expires) < time.time():
+            return False
+        return hmac.compare_digest(self._sign(id, what, int(expires)).encode(), signature.encode())
+
+    def _sign(self, id: str, what: str, expires: int) -> str:
+        return hmac.new(self._secret, f"{id}\n{what}\n{expires}".encode(), hashlib.sha256).hexdigest()

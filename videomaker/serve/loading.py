@@ -1,0 +1,22 @@
+"""Which renderer a worker loads."""
+
+from __future__ import annotations
+
+from .config import ServeConfig
+from .renderer import Renderer
+
+
+def load_renderer(config: ServeConfig, device: str) -> Renderer:
+    """The renderer of the settings, loaded on a device.
+
+    Raises:
+        InputError: the model or the device cannot be used.
+    """
+    # Late: the real one imports torch, which the fake one and the API do without.
+    if config.renderer == "fake":
+        from .fake import FakeRenderer
+
+        return FakeRenderer(config, device)
+    from .model_renderer import ModelRenderer
+
+    return ModelRenderer(config, device)

@@ -1,0 +1,127 @@
+"""What a model can make, read from its folder without loading it: the API accepts by it before a worker is warm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from videomaker.errors import InputError
+from videomaker.jobs.defaults import PAPER_SETTINGS, generation_defaults, model_folder
+
+from .config import ServeConfig, Shape
+
+# The API's words, which are the pipeline's, and those of `videomaker.jobs`.
+_SETTINGS = {
+    "num_frames": "frames",
+    "fps": "fps",
+    "height": "height",
+    "width": "width",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "fit": "fit",
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's name, defaults and limits.
+
+    Args:
+        name: in the API.
+        defaults: `num_frames`, `fps`, `height`, `width`, `num_inference_steps`, `guidance_scale`, `negative_prompt`,
+            `fit`.
+        factor: pixels of a latent's side; sizes are multiples of it.
+        max_positions: frames and references together.
+        max_steps: of the schedule.
+        note: what its makers tell users.
+    """
+
+    name: str
+    defaults: dict[str, Any]
+    factor: int
+    max_positions: int
+    max_steps: int
+    note: str | None = None
+
+
+def describe_model(config: ServeConfig) -> ModelFacts:
+    """The facts of the model that a server serves.
+
+    Raises:
+        InputError: the folder is not a model in the diffusers format.
+    """
+    folder = model_folder(config.model)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"unknown model {config.model!r}: give 'default' or a folder in the diffusers format")
+    unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
+    motion = _read(Path(config.motion_adapter) / "config.json") if config.motion_adapter else unet
+    schedule = _read(folder / "scheduler" / "scheduler_config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = unet["sample_size"] * factor
+    own, note = generation_defaults(folder)
+    settings = {**asdict(PAPER_SETTINGS), "height": side, "width": side}
+    settings.update({name: value for name, value in asdict(own).items() if value is not None})
+    return ModelFacts(
+        name=config.name,
+        defaults={name: settings[ours] for name, ours in _SETTINGS.items()},
+        factor=factor,
+        max_positions=motion.get("motion_max_seq_length", 32),
+        max_steps=min(config.max_steps, schedule["num_train_timesteps"]),
+        note=note,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def declared_shapes(config: ServeConfig, model: ModelFacts) -> tuple[Shape, ...]:
+    """The shapes that are accepted alone: those of the settings, or the model's own where it is compiled."""
+    if config.shapes or not config.compile:
+        return config.shapes
+    sizes = {name: model.defaults[name] for name in ("num_frames", "height", "width")}
+    return (Shape(**sizes, batch=config.batch, guidance=model.defaults["guidance_scale"] > 1),)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What jobs must have in common to share a pass; its text is the column `bucket`."""
+
+    model: str
+    num_frames: int
+    height: int
+    width: int
+    num_references: int
+    guided: bool
+    steps: int
+
+    def __str__(self) -> str:
+        shape = f"{self.num_frames}x{self.height}x{self.width}"
+        return f"{self.model}/{shape}/r{self.num_references}/{'guided' if self.guided else 'unguided'}/{self.steps}"
+
+    @classmethod
+    def of(cls, request: dict[str, Any]) -> Bucket:
+        """The bucket of an accepted request."""
+        shape = (request["num_frames"], request["height"], request["width"], len(request["references"]))
+        return cls(request["model"], *shape, request["guidance_scale"] > 1, request["num_inference_steps"])
+
+    def matches(self, shape: Shape) -> bool:
+        """Whether a declared shape is this bucket's."""
+        mine = (self.num_frames, self.height, self.width, self.num_references, self.guided)
+        return mine == (shape.num_frames, shape.height, shape.width, shape.num_references, shape.guidance)
+
+
+def batch_size(bucket: str, config: ServeConfig, shapes: tuple[Shape, ...]) -> int:
+    """Videos that go through the model together for jobs of a bucket: one declared size, whatever the load."""
+    for shape in shapes:
+        guided = "guided" if shape.guidance else "unguided"
+        part = f"/{shape.num_frames}x{shape.height}x{shape.width}/r{shape.num_references}/{guided}/"
+        if part in bucket:
+            return shape.batch
+    return config.batch

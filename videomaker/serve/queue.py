@@ -1,0 +1,213 @@
+"""The queue: jobs are rows of `videos`, taken by lease. At least one run of each, exactly one result.
+
+A claim gives its jobs a new fencing token (`lease`); whoever holds an old one can neither renew nor finish. A worker
+that renews no longer loses its lease to `reap`, which queues the job again or, after too many attempts, fails it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, insert, select, update
+
+from .admission import NO_LIMITS, Limits, check_room
+from .database import Database
+from .tables import api_keys, videos
+
+MERGE_SECONDS = 120  # the official client has given up on its retries by then
+CANCELLED = {"code": "cancelled", "message": "the video was cancelled"}
+WORKER_LOST = {"code": "worker_lost", "message": "the worker that made the video died, more than once"}
+
+
+class KeyReused(Exception):
+    """The idempotency key belongs to another request."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to accept; the fields are those of the table `videos`."""
+
+    id: str
+    owner: str
+    model: str
+    bucket: str
+    steps: int
+    cost: float
+    request: dict[str, Any]
+    fingerprint: str
+    priority: int = 0
+    idempotency_key: str | None = None
+    client_retry: int = 0
+    request_id: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Jobs of one bucket that a worker holds under one lease."""
+
+    lease: str
+    rows: list[Any]
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """What is left of a lease: jobs still held, and those of them whose owner wants them no more."""
+
+    held: frozenset[str]
+    cancelled: frozenset[str]
+
+
+class Queue:
+    """Durable jobs on a database; every method is one transaction.
+
+    Args:
+        database: of the tables.
+        lease_seconds: how long a worker may be silent.
+        max_attempts: runs of a job whose worker was lost.
+    """
+
+    def __init__(self, database: Database, *, lease_seconds: float = 30, max_attempts: int = 3):
+        self.database = database
+        self.lease_seconds, self.max_attempts = lease_seconds, max_attempts
+
+    def submit(self, job: NewJob, limits: Limits = NO_LIMITS) -> tuple[str, bool]:
+        """Accepts a job, or finds the one that the same request made before: its id, and whether it is new.
+
+        Raises:
+            KeyReused: the idempotency key belongs to another request.
+            Refused: too much is waiting.
+        """
+        with self.database.write() as connection:
+            if not self.database.is_sqlite:  # two submits of one key, on two replicas, go one after the other
+                connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
+            if twin := self._twin(connection, job, limits):
+                return twin, False
+            check_room(connection, self.database.now, job.owner, job.model, job.cost, limits)
+            values = {**job.__dict__, "state": "queued", "created": self.database.now}
+            connection.execute(insert(videos).values(values))
+        return job.id, True
+
+    def _twin(self, connection: Connection, job: NewJob, limits: Limits) -> str | None:
+        own = videos.c.owner == job.owner
+        if job.idempotency_key is not None:
+            key = videos.c.idempotency_key == job.idempotency_key
+            row = connection.execute(select(videos.c.id, videos.c.fingerprint).where(own, key)).first()
+            if row and row.fingerprint != job.fingerprint:
+                raise KeyReused(job.idempotency_key)
+            return row and row.id
+        if not limits.merge_retries:
+            return None
+        # A retry finds the first try's job; a first try that comes in late finds its retry's.
+        recent = videos.c.created > self.database.now - MERGE_SECONDS
+        same = and_(own, videos.c.fingerprint == job.fingerprint, videos.c.idempotency_key.is_(None), recent)
+        pair = True if job.client_retry else videos.c.client_retry > 0
+        return connection.scalar(select(videos.c.id).where(same, pair).order_by(videos.c.created).limit(1))
+
+    def claim(
+        self, worker: str, model: str, batch: Callable[[str], int] = lambda _: 1, wait: float = 0
+    ) -> Claimed | None:
+        """Takes the oldest job of a model and, up to the batch of its bucket, others of that bucket.
+
+        Args:
+            worker: who asks.
+            model: of the jobs.
+            batch: how many jobs of a bucket go at once.
+            wait: seconds for which the oldest job waits for others before an unfilled batch goes.
+        """
+        waiting = videos.c.state == "queued", videos.c.model == model
+        with self.database.read() as connection:  # an idle worker takes no lock
+            if connection.scalar(select(videos.c.id).where(*waiting).limit(1)) is None:
+                return None
+        columns = select(videos, (self.database.now - videos.c.created).label("age")).where(*waiting)
+        columns = columns.order_by(videos.c.priority, videos.c.created).with_for_update(skip_locked=True)
+        with self.database.write() as connection:
+            first = connection.execute(columns.limit(1)).first()
+            if first is None:
+                return None
+            rows = [first]
+            size = batch(first.bucket)
+            if size > 1 and first.attempt == 0:  # what took a worker down before runs alone
+                like = videos.c.bucket == first.bucket, videos.c.attempt == 0, videos.c.id != first.id
+                rows += connection.execute(columns.where(*like).limit(size - 1)).all()
+                if len(rows) < size and first.age < wait:
+                    return None
+            lease = uuid.uuid4().hex
+            taken = {"state": "in_progress", "lease": lease, "worker": worker, "step": 0, "started": self.database.now}
+            until = self.database.now + self.lease_seconds
+            mine = update(videos).where(videos.c.id.in_([row.id for row in rows]))
+            connection.execute(mine.values(**taken, lease_until=until, attempt=videos.c.attempt + 1))
+        return Claimed(lease, rows)
+
+    def renew(self, lease: str, step: int) -> Renewed:
+        """Keeps a lease for another while and tells how far its jobs are."""
+        values = {"lease_until": self.database.now + self.lease_seconds, "step": step}
+        statement = _held(lease).values(values).returning(videos.c.id, videos.c.cancel_requested)
+        with self.database.write() as connection:
+            rows = connection.execute(statement).all()
+        return Renewed(frozenset(r.id for r in rows), frozenset(r.id for r in rows if r.cancel_requested))
+
+    def finish(
+        self, lease: str, id: str, *, result: dict | None = None, error: dict | None = None, keep: float | None = None
+    ) -> bool:
+        """Records what became of a job, once: whether `result` counts (the lease was still held, nobody cancelled).
+
+        Args:
+            lease, id: of the claim.
+            result: of a video that was made.
+            error: `code` and `message` of one that was not.
+            keep: seconds until it is removed.
+        """
+        now = self.database.now
+        end = {"finished": now, "lease": None, "lease_until": None, "expires": None if keep is None else now + keep}
+        job = _held(lease).where(videos.c.id == id)
+        with self.database.write() as connection:
+            done = {"state": "completed", "result": result, "step": videos.c.steps}
+            if error is None:
+                if connection.execute(job.where(~videos.c.cancel_requested).values(**end, **done)).rowcount:
+                    return True
+                error = CANCELLED
+            connection.execute(job.values(**end, state="failed", error=error))
+        return False
+
+    def release(self, lease: str) -> None:
+        """Gives jobs back as if they had not been taken: for a worker that is told to stop."""
+        with self.database.write() as connection:
+            wanted = _held(lease).where(~videos.c.cancel_requested)
+            connection.execute(wanted.values({**_AGAIN, "attempt": videos.c.attempt - 1}))
+            connection.execute(_held(lease).values(_failed(CANCELLED, self.database.now)))
+
+    def cancel(self, owner: str, id: str) -> bool:
+        """Ends a queued job now and a running one at its next step; False when there is none left to end."""
+        own = update(videos).where(videos.c.id == id, videos.c.owner == owner)
+        with self.database.write() as connection:
+            queued = own.where(videos.c.state == "queued").values(_failed(CANCELLED, self.database.now))
+            running = own.where(videos.c.state == "in_progress").values(cancel_requested=True)
+            return bool(connection.execute(queued).rowcount or connection.execute(running).rowcount)
+
+    def reap(self) -> int:
+        """Takes jobs from workers that have fallen silent: how many."""
+        now = self.database.now
+        lost = update(videos).where(videos.c.state == "in_progress", videos.c.lease_until < now)
+        with self.database.write() as connection:
+            spent = lost.where(videos.c.attempt >= self.max_attempts)
+            ends = (
+                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)),
+                spent.values(_failed(WORKER_LOST, now)),
+                lost.values(_AGAIN),
+            )
+            return sum(connection.execute(end).rowcount for end in ends)
+
+
+_AGAIN = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
+
+
+def _held(lease: str):
+    return update(videos).where(videos.c.lease == lease, videos.c.state == "in_progress")
+
+
+def _failed(error: dict[str, str], now: Any) -> dict[str, Any]:
+    return {"state": "failed", "error": error, "finished": now, "lease": None, "lease_until": None}

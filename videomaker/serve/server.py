@@ -1,0 +1,134 @@
+"""`videomaker serve`: one process for the API, its workers as children, until a signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from videomaker.errors import InputError
+
+from . import migrate
+from .app import create_app
+from .checks import load_check
+from .config import ServeConfig
+from .housekeeping import Housekeeper
+from .logs import configure_logs
+from .state import State
+from .supervisor import Supervisor
+from .tracing import configure_tracing
+
+log = structlog.get_logger("videomaker.serve")
+LAST_ANSWERS = 3  # seconds for answers under way after the workers have ended
+
+
+def serve(config: ServeConfig) -> int:
+    """Serves until SIGTERM or Ctrl-C: the exit status.
+
+    Raises:
+        InputError: the settings cannot be used: an open address without keys, a port in use, a model that is none.
+    """
+    configure_logs(config)
+    configure_tracing(config.telemetry)
+    start = time.monotonic()
+    state = State(config)
+    _check(state)
+    listener = _listen(config)
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"VideoMaker at {address}  (data in {config.data}; Ctrl-C ends)", flush=True)
+    supervisor, housekeeper = Supervisor(config), Housekeeper(state)
+    supervisor.start()
+    housekeeper.start()
+    server = _Server(state, supervisor)
+    threading.Thread(target=_tell_when_ready, args=(state, start), daemon=True).start()
+    server.run(sockets=[listener])
+    housekeeper.stop()
+    state.database.close()
+    return 2 if supervisor.failed.is_set() else 0
+
+
+def _check(state: State) -> None:
+    config = state.config
+    state.model  # noqa: B018  # is read, or refused, now rather than by the first request
+    for name in ("weights", "motion_adapter", "artifacts"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
+    load_check(config.request_check)
+    load_check(config.frames_check)
+    migrate.upgrade(state.database)
+    state.signer  # noqa: B018
+    if not (config.is_loopback or state.keys.exist()):
+        raise InputError(
+            f"--host {config.host} lets others in and there are no keys: videomaker keys create NAME, or leave it out"
+        )
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise InputError(f"--host {config.host} --port {config.port}: {error.strerror}; choose another") from error
+    listener.listen(2048)
+    return listener
+
+
+def _tell_when_ready(state: State, start: float) -> None:
+    while not state.draining:
+        if state.registry.is_ready(state.model.name):
+            print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
+            return
+        time.sleep(0.1)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, ended our way: first no new jobs, then the workers, then the answers that are left."""
+
+    def __init__(self, state: State, supervisor: Supervisor):
+        super().__init__(
+            uvicorn.Config(
+                create_app(state),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=LAST_ANSWERS,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
+        self.state, self.supervisor = state, supervisor
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets the workers finish; with a second one they give back what they make."""
+        grace = 0.0 if self.state.draining else self.state.config.drain_seconds
+        self.state.draining = True
+        threading.Thread(target=self._drain, args=(grace,), name="drain", daemon=True).start()
+
+    def _drain(self, grace: float) -> None:
+        log.info("draining", seconds=grace)
+        self.supervisor.stop(grace)
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ends the server, too, when its workers cannot be started."""
+        if self.supervisor.failed.is_set() and not self.state.draining:
+            self.handle_exit(signal.SIGTERM, None)
+        return await super().on_tick(counter)
+
+
+def show_config(config: ServeConfig) -> None:
+    """Prints the resolved settings as JSON."""
+    json.dump(config.model_dump(mode="json"), sys.stdout, indent=2)
+    print()

@@ -1,0 +1,82 @@
+"""What the parts of a serving process share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .checks import Check, load_check
+from .config import ServeConfig, Shape
+from .database import Database
+from .keys import Keys, Signer
+from .listing import Listing
+from .metrics import HttpMetrics
+from .models import ModelFacts, declared_shapes, describe_model
+from .queue import Queue
+from .registry import Registry
+from .store import Store
+
+
+@dataclass
+class State:
+    """The services of one process, made on first use.
+
+    Attributes:
+        config: the settings.
+        draining: set when the process is about to end: it takes no more jobs.
+    """
+
+    config: ServeConfig
+    draining: bool = False
+    http: HttpMetrics = field(default_factory=HttpMetrics)
+
+    @cached_property
+    def database(self) -> Database:
+        """The database of the settings."""
+        return Database(self.config.database_url)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where the files lie."""
+        return Store(self.config.files_url)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """The durable jobs."""
+        config = self.config
+        return Queue(self.database, lease_seconds=config.lease_seconds, max_attempts=config.max_attempts)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """What is shown of jobs."""
+        return Listing(self.database)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The workers."""
+        return Registry(self.database, assumed_seconds=self.config.assumed_seconds)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Who may ask."""
+        return Keys(self.database)
+
+    @cached_property
+    def signer(self) -> Signer:
+        """Links for players."""
+        return Signer(self.database)
+
+    @cached_property
+    def model(self) -> ModelFacts:
+        """What the model can make."""
+        return describe_model(self.config)
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes that are accepted alone; empty: any."""
+        return declared_shapes(self.config, self.model)
+
+    @cached_property
+    def request_check(self) -> Check | None:
+        """The team's check of requests, if there is one."""
+        return load_check(self.config.request_check)

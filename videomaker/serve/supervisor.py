@@ -1,0 +1,132 @@
+"""The workers of this machine: a process for each device, restarted with back-off, ended with the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from .child import EXIT_INPUT
+from .config import ServeConfig
+
+log = structlog.get_logger("videomaker.serve.supervisor")
+BACK_OFF = (0.5, 60.0)  # seconds before a restart: the first, the longest
+STEADY_SECONDS = 10  # a worker that lived so long starts anew at once
+KILL_MARGIN = 10  # seconds over the grace after which a worker that does not end is killed
+
+
+@dataclass
+class _Slot:
+    device: str
+    process: subprocess.Popen | None = None
+    started: float = 0.0
+    delay: float = 0.0
+    due: float = 0.0
+    exits: list[int] = field(default_factory=list)
+
+
+class Supervisor:
+    """Starts, watches and ends the worker processes.
+
+    Args:
+        config: the settings, handed to each.
+
+    Attributes:
+        failed: set when a worker says that the settings cannot be used; its message is on stderr.
+    """
+
+    def __init__(self, config: ServeConfig):
+        self.config = config
+        self.failed = threading.Event()
+        self._slots = [_Slot(device) for device in worker_devices(config)]
+        self._end = threading.Event()
+        self._until = float("inf")
+        # One thread starts all: on Linux a child dies with the thread that started it.
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Starts the workers."""
+        self._thread.start()
+
+    def pids(self) -> list[int]:
+        """The processes that run."""
+        return [slot.process.pid for slot in self._slots if slot.process and slot.process.poll() is None]
+
+    def stop(self, grace: float) -> None:
+        """Ends the workers, which may finish what they make within `grace` seconds; well after that they are killed.
+
+        Called again meanwhile, it shortens the grace.
+        """
+        self._end.set()
+        self._until = min(self._until, time.monotonic() + grace + KILL_MARGIN)
+        running = [slot.process for slot in self._slots if slot.process and slot.process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            while process.poll() is None and time.monotonic() < self._until:
+                time.sleep(0.05)
+            if process.poll() is None:
+                log.warning("worker killed", pid=process.pid)
+                process.kill()
+                process.wait()
+
+    def _watch(self) -> None:
+        while not self._end.is_set():
+            for slot in self._slots:
+                self._look_after(slot)
+            self._end.wait(0.1)
+        while self.pids():  # the thread must outlive its children
+            time.sleep(0.05)
+
+    def _look_after(self, slot: _Slot) -> None:
+        now = time.monotonic()
+        if slot.process is not None and (status := slot.process.poll()) is not None:
+            slot.process = None
+            lived = now - slot.started
+            if status == EXIT_INPUT and not slot.exits:
+                self.failed.set()
+            slot.exits.append(status)
+            steady = lived > STEADY_SECONDS
+            slot.delay = BACK_OFF[0] if steady or not slot.delay else min(2 * slot.delay, BACK_OFF[1])
+            slot.due = now + slot.delay
+            log.warning("worker ended", device=slot.device, status=status, lived=round(lived, 1), restart_in=slot.delay)
+        if slot.process is None and now >= slot.due and not self._end.is_set():
+            slot.process, slot.started = self._spawn(slot.device), now
+
+    def _spawn(self, device: str) -> subprocess.Popen:
+        # -P: a folder of the working directory must not hide a package.
+        command = [sys.executable, "-P", "-m", "videomaker.serve.child"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        order = {"config": self.config.model_dump(mode="json"), "device": device}
+        try:
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()  # and stays open: its end tells the child that we are gone
+        except BrokenPipeError:
+            pass  # it died at once; the next look sees that
+        return process
+
+
+def worker_devices(config: ServeConfig) -> list[str]:
+    """A device for each worker to start here."""
+    devices = list(config.devices) or _cuda_devices() or ["auto"]
+    return devices if config.workers is None else [devices[i % len(devices)] for i in range(config.workers)]
+
+
+def _cuda_devices() -> list[str]:
+    """The CUDA devices that children will see, found without loading torch here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [f"cuda:{index}" for index, name in enumerate(visible.split(",")) if name.strip() not in ("", "-1")]
+    try:
+        import pynvml  # late: optional, and a driver is asked
+
+        pynvml.nvmlInit()
+        return [f"cuda:{index}" for index in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no package, no driver, no GPU: each its own error
+        return []

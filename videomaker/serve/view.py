@@ -1,0 +1,61 @@
+"""Rows as the API shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from .listing import Wait
+from .schema import Video
+from .state import State
+
+
+def show(state: State, rows: Sequence[Row]) -> list[Video]:
+    """Jobs as the API answers them, with their places in the queue and links for players."""
+    waits = state.listing.waits(rows)
+    return [_show(state, row, waits.get(row.id)) for row in rows]
+
+
+def _show(state: State, row: Row, wait: Wait | None) -> Video:
+    request = row.request
+    done = row.state == "completed"
+    return Video(
+        id=row.id,
+        status=row.state,
+        progress=100 if done else min(99, 100 * row.step // max(1, row.steps)),
+        model=row.model,
+        prompt=request["prompt"],
+        seconds=f"{request['num_frames'] / request['fps']:g}",
+        size=f"{request['width']}x{request['height']}",
+        created_at=int(row.created),
+        completed_at=int(row.finished) if done else None,
+        expires_at=None if row.expires is None else int(row.expires),
+        error=row.error,
+        queue_position=wait.position if wait and row.state == "queued" else None,
+        eta_seconds=round(wait.eta, 1) if wait else None,
+        step=row.step,
+        steps=row.steps,
+        num_references=len(request["references"]),
+        cancel_requested=row.cancel_requested and row.state == "in_progress",
+        links=_links(state, row),
+        **{name: request[name] for name in _SAME},
+    )
+
+
+_SAME = (
+    "seed", "num_frames", "fps", "num_inference_steps", "guidance_scale", "negative_prompt", "fit", "consent",
+)  # fmt: skip
+
+
+def _links(state: State, row: Row) -> dict[str, str]:
+    variants = ["reference", *(row.result["files"] if row.state == "completed" else ())]
+    base = f"/v1/videos/{row.id}"
+    links = {name: f"{base}/content?variant={name}&{state.signer.link(row.id, name)}" for name in variants}
+    return {**links, "events": f"{base}/events?{state.signer.link(row.id, 'events')}"}
+
+
+def event(video: Video) -> dict[str, Any]:
+    """What a stream of progress tells of a video."""
+    return video.model_dump(mode="json")

@@ -1,0 +1,223 @@
+"""A worker: takes batches from the queue, makes them on one device, publishes each video under its lease."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+from obstore.exceptions import BaseError
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import pictures
+from .checks import load_check
+from .lease import LeaseKeeper, Stopped
+from .metrics import WorkerStats
+from .models import batch_size
+from .queue import Claimed
+from .registry import WorkerState
+from .renderer import Failed, Made, OutOfMemory, Renderer, RenderJob
+from .results import make_files, store_files
+from .state import State
+from .tracing import span
+
+log = structlog.get_logger("videomaker.serve.worker")
+POLL_SECONDS = (0.02, 0.2)  # between two looks at an empty queue: after a job, and after a while
+BEAT_SECONDS = 3
+STORE_SECONDS = 1  # until a store that failed is tried again
+MEMORY = 0.3  # weight of the newest video in the mean of seconds
+EXIT_HANGS = 75  # status of a worker that ended itself because a step did not end
+
+
+class Worker:
+    """The loop of one device.
+
+    Args:
+        state: the services of this process.
+        renderer: a loaded model.
+    """
+
+    def __init__(self, state: State, renderer: Renderer):
+        self.state, self.renderer = state, renderer
+        self.id = f"worker-{uuid.uuid4().hex[:12]}"
+        self.stats = WorkerStats()
+        self._seconds: dict[str, float] = {}
+        self._check = load_check(state.config.frames_check)
+        self._ready = False
+        self._stop = threading.Event()
+        self._stop_at = float("inf")
+
+    def stop(self, grace: float) -> None:
+        """Takes nothing more; a batch that is not finished within `grace` seconds is given back at its next step."""
+        self._stop_at = time.monotonic() + grace
+        self._stop.set()
+
+    def run(self) -> None:
+        """Warms up, then works until `stop`."""
+        threading.Thread(target=self._beat_always, name="beat", daemon=True).start()
+        start = time.perf_counter()
+        self.renderer.warm_up(self.state.shapes)
+        self._ready = True
+        self._beat()
+        log.info(
+            "worker ready", worker=self.id, device=self.renderer.device, seconds=round(time.perf_counter() - start, 1)
+        )
+        try:
+            self._work()
+        finally:
+            self.state.registry.leave(self.id)
+
+    def _work(self) -> None:
+        pause = POLL_SECONDS[0]
+        while not self._stop.is_set():
+            try:
+                busy = self.work_once()
+            except SQLAlchemyError as error:  # the database is away; leases decide what becomes of our jobs
+                log.warning("database does not answer", error=str(error).splitlines()[0])
+                busy = False
+                self._stop.wait(1)
+            pause = POLL_SECONDS[0] if busy else min(pause * 1.5, POLL_SECONDS[1])
+            if not busy:
+                self._stop.wait(pause)
+
+    def work_once(self) -> bool:
+        """Makes one batch, if any waits: whether there was one."""
+        config = self.state.config
+        size = partial(batch_size, config=config, shapes=self.state.shapes)
+        claimed = self.state.queue.claim(self.id, self.state.model.name, size, config.batch_wait)
+        if claimed is None:
+            return False
+        rows = {row.id: row for row in claimed.rows}
+        keeper = LeaseKeeper(
+            self.state.queue,
+            claimed.lease,
+            frozenset(rows),
+            step_timeout=config.step_timeout,
+            on_timeout=lambda: self._hangs(claimed),
+            is_stopping=lambda: time.monotonic() > self._stop_at,
+        )
+        parents = [row.traceparent for row in claimed.rows]
+        with keeper, span("make videos", parents, bucket=claimed.rows[0].bucket, videos=len(rows)):
+            try:
+                self._make(claimed, keeper, size(claimed.rows[0].bucket))
+            except Stopped:
+                self._leave(claimed, keeper)
+            except (BaseError, OSError) as error:  # the store is away; nothing is wrong with the jobs
+                log.warning("store does not answer", error=str(error))
+                self._leave(claimed, keeper)
+                self._stop.wait(STORE_SECONDS)
+        return True
+
+    def _make(self, claimed: Claimed, keeper: LeaseKeeper, size: int) -> None:
+        rows = claimed.rows
+        start = time.perf_counter()
+        jobs = [self._load(row) for row in rows]
+        try:
+            outcomes = self._render(jobs, size, keeper)
+        except OutOfMemory as error:
+            log.warning("out of memory", bucket=rows[0].bucket, batch=size, error=str(error))
+            outcomes = [self._alone(job, keeper) for job in jobs]
+        seconds = time.perf_counter() - start
+        self._learn(rows[0].bucket, seconds / len(rows), len(rows) / size)
+        for row, outcome in zip(rows, outcomes, strict=True):
+            keeper.alive()
+            self._publish(row, claimed.lease, outcome, seconds)
+
+    def _load(self, row: Row) -> RenderJob:
+        images = [pictures.from_ppm(self.state.store.get(reference["key"])) for reference in row.request["references"]]
+        return RenderJob(row.id, row.request, tuple(images))
+
+    def _render(self, jobs: Sequence[RenderJob], size: int, keeper: LeaseKeeper) -> list[Made | Failed]:
+        try:
+            return self.renderer.render(jobs, size, keeper.on_step)
+        except (Stopped, OutOfMemory):
+            raise
+        except Exception as error:  # a job that fails must not take the worker, nor its neighbours, with it
+            log.error("render failed", jobs=[job.id for job in jobs], error=traceback.format_exc())
+            if len(jobs) == 1:
+                return [Failed("render_failed", f"the video could not be made: {type(error).__name__}")]
+        return [self._alone(job, keeper, size) for job in jobs]
+
+    def _alone(self, job: RenderJob, keeper: LeaseKeeper, size: int = 1) -> Made | Failed:
+        keeper.restart()
+        try:
+            return self._render([job], size, keeper)[0]
+        except OutOfMemory as error:
+            return Failed("out_of_memory", str(error))
+
+    def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float) -> None:
+        queue, config = self.state.queue, self.state.config
+        keep = None if config.keep_hours is None else 3600 * config.keep_hours
+        if isinstance(outcome, Made) and self._check and (reason := self._check(row.request, outcome.frames)):
+            outcome = Failed("safety_rejected", reason)
+        if isinstance(outcome, Failed):
+            queue.finish(lease, row.id, error=outcome.__dict__, keep=keep)
+            self.stats.fail(outcome.code)
+            log.warning("video failed", video=row.id, code=outcome.code, request_id=row.request_id)
+            return
+        start = time.perf_counter()
+        files = make_files(outcome, row.request, config)
+        encoded = time.perf_counter()
+        described = store_files(self.state.store, row.id, lease, files)
+        stored = time.perf_counter()
+        phases = {"render": seconds, "encode": encoded - start, "store": stored - encoded}
+        result = {"lease": lease, "files": described, "seconds": phases}
+        if not queue.finish(lease, row.id, result=result, keep=keep):
+            self.state.store.delete(f"videos/{row.id}/{lease}")
+            log.info("result not wanted", video=row.id, request_id=row.request_id)
+            return
+        if row.attempt:  # an earlier run may have left files
+            self.state.store.delete(f"videos/{row.id}", keep=(lease, "reference-"))
+        for phase, value in {"wait": row.age, **phases}.items():
+            self.stats.observe(row.bucket, phase, value)
+        log.info("video made", video=row.id, seconds=round(seconds, 3), request_id=row.request_id)
+
+    def _leave(self, claimed: Claimed, keeper: LeaseKeeper) -> None:
+        """What is still wanted goes back into the queue; what was cancelled ends."""
+        self.state.queue.release(claimed.lease)
+        log.info("batch stopped", videos=[row.id for row in claimed.rows], step=keeper.step)
+
+    def _hangs(self, claimed: Claimed) -> None:
+        """A step does not end. Nothing but the end of the process ends it.
+
+        Of a batch nobody knows whose fault it is: its leases lapse, and each job is tried again alone.
+        """
+        seconds = self.state.config.step_timeout
+        error = {"code": "step_timeout", "message": f"a step took longer than {seconds:g} s"}
+        if len(claimed.rows) == 1:
+            self.state.queue.finish(claimed.lease, claimed.rows[0].id, error=error)
+        log.error("step timeout", videos=[row.id for row in claimed.rows])
+        os._exit(EXIT_HANGS)
+
+    def _learn(self, bucket: str, seconds: float, fill: float) -> None:
+        old = self._seconds.get(bucket, seconds)
+        self._seconds[bucket] = old + MEMORY * (seconds - old)
+        self.stats.fill(fill)
+
+    def _beat_always(self) -> None:
+        while True:
+            try:
+                self._beat()
+            except SQLAlchemyError as error:
+                log.warning("beat failed", error=str(error).splitlines()[0])
+            time.sleep(BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        state = WorkerState(
+            id=self.id,
+            model=self.state.model.name,
+            device=self.renderer.device,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            ready=self._ready and not self._stop.is_set(),
+            seconds=dict(self._seconds),
+            stats=self.stats.as_json(),
+        )
+        self.state.registry.beat(state)
