@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from clips import SIZE, write_video
 from PIL import Image
+
+
+def write_mask(path: Path, value: int = 1) -> None:
+    """The label of a subject in the middle of a frame."""
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[2:24, 4:20] = value
+    Image.fromarray(labels).save(path)
 
 
 def write_celebv_text(tmp_path: Path) -> Path:
@@ -52,5 +60,5 @@ def write_videobooth(tmp_path: Path) -> Path:
             (root / "dog" / number).mkdir()
             (root / "dog" / number / "mask.json").write_text(json.dumps(content))
             (root / "parsing" / number).mkdir(parents=True)
-            Image.new("L", (SIZE, SIZE), 1).save(root / "parsing" / number / "mask_1.png")
+            write_mask(root / "parsing" / number / "mask_1.png")
     return root

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from clips import (
@@ -20,6 +21,7 @@ from PIL import Image
 
 from videomaker.data.dataset import build_dataset
 from videomaker.data.loader import build_loader, epoch_order
+from videomaker.data.reference import NONE
 from videomaker.errors import InputError
 
 
@@ -133,8 +135,13 @@ def test_references_must_fit_before_the_first_step(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown turned by 90 degrees
     Image.new("RGB", (20, 10)).save(tmp_path / "picture.jpg", exif=turned)
-    (batch,) = take(build_loader(build_dataset(config_of(tmp_path), seed=0), batch_size=1), 1)
-    assert (batch["reference"] == 1).all()  # the mask keeps nothing
+    with pytest.raises(InputError, match="16 clips in a row cannot be read"):
+        take(build_loader(build_dataset(config_of(tmp_path), seed=0), batch_size=1), 1)  # the mask keeps nothing
+    mask = np.zeros((20, 10), np.uint8)
+    mask[:10] = 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (batch,) = take(build_loader(build_dataset(config_of(tmp_path, augmentation=NONE), seed=0), batch_size=1), 1)
+    assert 0.2 < (batch["reference"] == -1).float().mean() < 0.3  # the upper half of the picture, which is half as wide
 
 
 def test_bad_clips_are_replaced_and_counted(tmp_path, caplog):

@@ -63,14 +63,25 @@ def data_check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the text encoder's tokenizer: also report captions it would cut.")
     ] = None,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Look at so many clips only, the same ones each time.", show_default="all")
+    ] = 0,
 ) -> None:
-    """Read every line, video, picture and mask of a manifest and list what is wrong."""
+    """Decode every video, picture and mask of a manifest and list what is wrong; goes on after an interruption.
+
+    What it refuses, a training on this manifest does not read.
+    """
+    if sample and out:
+        raise InputError("--out needs all clips looked at: leave out --sample")
     from videomaker.data.check import check_manifest, load_tokenizer, write_clean
 
-    report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer))
+    report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer), sample=sample)
     for where, _, message in report.problems:
         typer.echo(f"{where}: {message}")
-    _report(f"{len(report.good)} clips are good", report.counts)
+    looked = f" of {report.num_looked} looked at, of {report.num_clips}" if sample else ""
+    _report(f"{len(report.good)} clips{looked} are good", report.counts)
+    if report.variable_rate:
+        typer.echo(f"  variable frame rate: {report.variable_rate}; their frames are chosen by time")
     if out:
         write_clean(report, manifest, out)
         typer.echo(f"written to {out}")

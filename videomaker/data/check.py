@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from videomaker.digests import sha256
 from videomaker.errors import InputError
 
+from .errors import ClipError
+from .inspection import find_problem, inspect_clip
+from .journal import Journal
 from .manifest import Clip, long_captions, parse_manifest, write_manifest
-from .reference import crop_to_box, mask_on_white
-from .shards import clip_file, load_image, load_mask
-from .video import ClipError, open_video, probe
 
 THREADS = 8  # FFmpeg works outside Python's lock, and network disks are slow to answer
 
@@ -28,19 +28,28 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False, show: bool = True) -> None:
+def check_files(
+    clips: Sequence[Clip],
+    root: Path,
+    *,
+    refused: Mapping[str, ClipError] | None = None,
+    allow_bad: bool = False,
+    show: bool = True,
+) -> None:
     """Reads the header of every video and picture.
 
     Args:
         clips: lines of the manifest in the folder `root`.
         root: the folder.
+        refused: bad for other reasons, by id (see `journal.read_refusals`).
         allow_bad: only warn, as long as one clip is good.
         show: a progress bar, on a terminal.
 
     Raises:
         InputError: names the first bad clip and counts them by reason.
     """
-    found = map_files(lambda clip: find_problem(clip, root), clips, "checking clips", show=show)
+    known = refused or {}
+    found = map_files(lambda clip: known.get(clip.id) or find_problem(clip, root), clips, "checking clips", show=show)
     problems = [(clip, problem) for clip, problem in zip(clips, found, strict=True) if problem]
     if not problems:
         return
@@ -54,49 +63,15 @@ def check_files(clips: Sequence[Clip], root: Path, *, allow_bad: bool = False, s
     logger.warning("%s; they are skipped", message)
 
 
-def find_problem(clip: Clip, root: Path) -> ClipError | None:
-    """What makes a clip unusable as far as headers tell. Clips of shards were checked when those were written."""
-    try:
-        if clip.shard:
-            _require_file(root / clip.shard)
-            return None
-        info = probe(root / clip.video)
-        for ref in clip.refs:
-            size = _picture_size(root / ref.image) if ref.image else (info.width, info.height)
-            if not ref.image and ref.frame >= info.num_frames:
-                raise ClipError("bad reference", f"frame {ref.frame} of a video of {info.num_frames} frames")
-            if ref.mask and _picture_size(root / ref.mask) != size:
-                raise ClipError("bad reference", f"the mask {ref.mask} and its picture have different sizes")
-    except ClipError as error:
-        return error
-    return None
-
-
-def inspect_clip(clip: Clip, root: Path) -> ClipError | None:
-    """As `find_problem`, and decodes the last frame and every reference with its mask and box."""
-    try:
-        with open_video(clip_file(root, clip, clip.video)) as video:
-            last = max(video.info().num_frames, clip.num_frames or 0) - 1
-            video.read([last])
-            for ref in clip.refs:
-                image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
-                if ref.mask:
-                    mask_on_white(image, load_mask(root, clip, ref.mask))
-                if ref.box:
-                    crop_to_box(image, ref.box)
-    except ClipError as error:
-        return error
-    except ValueError as error:
-        return ClipError("bad reference", str(error))
-    return None
-
-
 @dataclass(frozen=True)
 class CheckReport:
     """The usable clips of a manifest and what is wrong with the rest, as (where, reason, message)."""
 
     good: list[Clip]
     problems: list[tuple[str, str, str]]
+    num_clips: int = 0  # lines of the manifest
+    num_looked: int = 0  # clips decoded; fewer when only a sample was asked for
+    variable_rate: int = 0  # clips without a constant frame rate, whose frames are chosen by time
 
     @property
     def counts(self) -> dict[str, int]:
@@ -104,25 +79,37 @@ class CheckReport:
         return dict(collections.Counter(reason for _, reason, _ in self.problems).most_common())
 
 
-def check_manifest(path: Path, *, tokenizer: Any = None, max_tokens: int = 77) -> CheckReport:
-    """Checks every line, file, and, with a tokenizer, caption of a manifest.
+def check_manifest(path: Path, *, tokenizer: Any = None, max_tokens: int = 77, sample: int = 0) -> CheckReport:
+    """Checks every line, decodes every file, and, with a tokenizer, counts the tokens of every caption.
+
+    After an interruption the same call goes on: what is found is kept beside the manifest (see `Journal`), where a
+    training finds it, too.
+
+    Args:
+        path: the manifest.
+        tokenizer: of the text encoder.
+        max_tokens: that fit it.
+        sample: look at so many clips only, spread over the manifest the same way each time; 0: at all.
 
     Raises:
         InputError: `path` is not a readable text file.
     """
     good: list[Clip] = []
-    problems: list[tuple[str, str, str]] = []
     parsed = list(parse_manifest(path))
     lines = [(number, clip) for number, clip in parsed if isinstance(clip, Clip)]
-    problems += [(f"{path}:{number}", "bad line", text) for number, text in parsed if isinstance(text, str)]
-    found = map_files(lambda line: inspect_clip(line[1], path.parent), lines, "checking clips")
-    for (number, clip), problem in zip(lines, found, strict=True):
+    problems = [(f"{path}:{number}", "bad line", text) for number, text in parsed if isinstance(text, str)]
+    chosen = sorted(sorted(lines, key=lambda line: sha256(line[1].id))[: sample or None], key=lambda line: line[0])
+    with Journal(path, keep=not sample) as journal:
+        found = map_files(lambda line: journal.look(line[1], inspect_clip), chosen, "decoding clips")
+    for (number, clip), verdict in zip(chosen, found, strict=True):
+        problem = ClipError(verdict.reason, verdict.message) if verdict.reason else None
         problem = problem or _caption_problem(clip, tokenizer, max_tokens)
         if problem:
             problems.append((f"{path}:{number}", problem.reason, f"clip {clip.id!r}: {problem}"))
         else:
             good.append(clip)
-    return CheckReport(good, problems)
+    variable_rate = sum(verdict.variable_rate for verdict in found)
+    return CheckReport(good, problems, num_clips=len(parsed), num_looked=len(chosen), variable_rate=variable_rate)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -162,22 +149,6 @@ def map_files(
 def describe_counts(reasons: Iterable[str]) -> str:
     """Such as `too short: 3, broken: 1`, the most frequent first."""
     return ", ".join(f"{reason}: {count}" for reason, count in collections.Counter(reasons).most_common())
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise ClipError("missing", str(path))
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    """Width and height as the header tells, the right way up."""
-    _require_file(path)
-    try:
-        with Image.open(path) as image:
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if on_its_side else image.size
-    except OSError as error:
-        raise ClipError("bad reference", str(error)) from error
 
 
 def _caption_problem(clip: Clip, tokenizer: Any, max_tokens: int) -> ClipError | None:

@@ -7,7 +7,7 @@ neither the number of workers nor the number of ranks changes a sample, and the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,6 +20,7 @@ from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from .check import check_files
+from .journal import read_refusals
 from .manifest import Clip, Reference, read_manifest
 from .reference import (
     OBJECTS,
@@ -97,14 +98,24 @@ def build_dataset(
         logger.warning("%d of %d clips left out: too short", len(listed) - len(clips), len(listed))
     if config.highlight:
         _check_masks(clips)
-    check_files(clips[rank::world_size], root, allow_bad=config.bad_clips == "skip", show=rank == 0)
-    return ClipDataset(config, clips, seed=seed, cache=cache)
+    refused = read_refusals(Path(config.manifest), clips)
+    check_files(clips[rank::world_size], root, refused=refused, allow_bad=config.bad_clips == "skip", show=rank == 0)
+    return ClipDataset(config, clips, seed=seed, cache=cache, refused=refused)
 
 
 class ClipDataset(Dataset):
     """Samples by key (epoch, index of the clip)."""
 
-    def __init__(self, config: DataConfig, clips: Sequence[Clip], *, seed: int, cache: CachedClips | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        clips: Sequence[Clip],
+        *,
+        seed: int,
+        cache: CachedClips | None = None,
+        refused: Mapping[str, ClipError] | None = None,
+    ):
+        self.refused = refused or {}  # never read, by id
         self.config, self.clips, self.seed, self.cache = config, clips, seed, cache
         self.root = Path(config.manifest).parent
         self.fingerprint = sha256("\n".join(clip.id for clip in clips))[:16]
@@ -128,9 +139,14 @@ class ClipDataset(Dataset):
                 return {**self._load(clip, rng), "skipped": skipped}
             except ClipError as error:
                 skipped.append((clip.id, error.reason, str(error)))
+            except (ArithmeticError, AttributeError, LookupError, OSError, TypeError) as error:
+                # Of damaged files libraries raise anything, and one clip must not cost the run.
+                skipped.append((clip.id, "broken", f"{type(error).__name__}: {error}"))
         return {"skipped": skipped}
 
     def _load(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        if clip.id in self.refused:
+            raise self.refused[clip.id]
         caption = int(rng.integers(len(clip.captions)))
         sample: dict[str, Any] = {"ids": clip.id, "caption": clip.captions[caption]}
         with open_video(clip_file(self.root, clip, clip.video)) as video:
@@ -176,11 +192,7 @@ def decode_window(video: Video, config: DataConfig, *, position: float) -> torch
     Raises:
         ClipError: too short, or broken.
     """
-    num_starts = video.num_frames - config.span + 1
-    if num_starts < 1:
-        raise ClipError("too short", f"{video.num_frames} frames, {config.span} needed")
-    start = int(position * num_starts)
-    frames = video.read(range(start, start + config.span, config.frame_stride))
+    frames = video.read(video.window(position, num_frames=config.num_frames, stride=config.frame_stride))
     return torch.stack([to_tensor(fill_frame(frame, height=config.height, width=config.width)) for frame in frames], 1)
 
 

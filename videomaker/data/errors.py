@@ -8,4 +8,9 @@ class ClipError(Exception):
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
+
+
+def unexpected(error: Exception) -> ClipError:
+    """What a library raised on a clip's file: of damaged ones it may be anything, and one clip must not cost the rest."""
+    return ClipError("broken", f"{type(error).__name__}: {error}")

@@ -10,11 +10,21 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
+Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -25,7 +35,9 @@ class Reference(BaseModel):
 
     image: Text | None = None
     mask: Text | None = None  # same size as the image or frame; 0 outside the subject
-    box: Annotated[tuple[float, float, float, float], Field(strict=False)] | None = None  # x1, y1, x2, y2 in pixels
+    box: Annotated[tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat], Field(strict=False)] | None = (
+        None  # x1, y1, x2, y2 in pixels
+    )
     frame: NonNegativeInt | None = None  # index in the clip; used when there is no image
 
     @model_validator(mode="after")
@@ -48,7 +60,7 @@ class Clip(BaseModel):
     category: str | None = None
     subject_phrase: str | None = None
     num_frames: NonNegativeInt | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Annotated[FiniteFloat, Field(gt=0)] | None = None
     width: PositiveInt | None = None
     height: PositiveInt | None = None
     refs: Annotated[tuple[Reference, ...], Field(strict=False)] = ()

@@ -30,11 +30,13 @@ def mask_on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
     """Keeps the image where the mask is above 0 and paints the rest white.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: the sizes differ, or the mask keeps nothing.
     """
     if mask.size != image.size:
         raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, its picture {image.width}x{image.height}")
     subject = mask.convert("L").point(lambda value: 255 * (value > 0))
+    if not subject.getbbox():
+        raise ValueError("the mask keeps nothing of its picture, which would be white all over")
     return Image.composite(image, Image.new("RGB", image.size, WHITE), subject)
 
 

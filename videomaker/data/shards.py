@@ -124,7 +124,12 @@ def claim(folder: Path, plan: dict[str, Any], otherwise: str) -> None:
     if not file.exists():
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(plan))
-    elif json.loads(file.read_text()) != plan:
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}): choose another --out, or remove the folder") from error
+    if there != plan:
         raise InputError(f"{folder} holds {otherwise}; choose another --out or remove it")
 
 

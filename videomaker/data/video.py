@@ -17,7 +17,7 @@ from av.stream import Disposition
 
 from videomaker.media import MAX_PIXELS, local_url
 
-from .errors import ClipError
+from .errors import ClipError, unexpected
 from .geometry import Geometry, geometry_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class VideoInfo:
     fps: float
     width: int
     height: int
-    variable_rate: bool = False
 
 
 class Video:
@@ -110,17 +109,32 @@ class Video:
     def variable_rate(self) -> bool:
         """Whether frames are shown for different times, so that only timestamps tell where a moment is."""
         steps = np.diff(self.timestamps or [])
-        return bool(len(steps)) and steps.max() > _VARIABLE * max(np.median(steps), 1)
+        return bool(len(steps) and steps.max() > _VARIABLE * max(np.median(steps), 1))
 
     def info(self) -> VideoInfo:
         """What the manifest records; the first frame is decoded, since only frames say how they are shown."""
-        num_frames, rate = self.num_frames, self._stream.average_rate or self._stream.guessed_rate
-        if not num_frames:
-            raise ClipError("no frames")
+        num_frames, rate = self.count(), self._stream.average_rate or self._stream.guessed_rate
         if not rate:
             raise ClipError("broken", "no frame rate")
         width, height = self.geometry.size
-        return VideoInfo(num_frames, float(rate), width, height, self.variable_rate)
+        return VideoInfo(num_frames, float(rate), width, height)
+
+    def count(self) -> int:
+        """The number of frames, by MP4's index where there is one, so that the packets need not be read.
+
+        Raises:
+            ClipError: there are none.
+        """
+        num_frames = self._count_by_index() or self.num_frames
+        if not num_frames:
+            raise ClipError("no frames")
+        return num_frames
+
+    def _count_by_index(self) -> int:
+        """0: there is no whole index."""
+        entries = self._stream.index_entries if "mp4" in self._container.format.name else ()
+        whole = len(entries) == self._stream.frames
+        return sum(not entry.is_discard for entry in entries) if whole else 0
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -204,7 +218,8 @@ class Video:
 
     def _show(self, frame: av.VideoFrame) -> Image.Image:
         geometry = geometry_of(frame, self._stream.sample_aspect_ratio)
-        return geometry.apply(frame.to_image())
+        # One thread: a converter with more that is freed in a forked worker of the loader waits for them for ever.
+        return geometry.apply(frame.to_image(threads=1))
 
     def verify(self) -> None:
         """Decodes everything.
@@ -265,8 +280,13 @@ def probe(source: VideoSource) -> VideoInfo:
     Raises:
         ClipError: it cannot be used.
     """
-    with open_video(source) as video:
-        info = video.info()
-        if not video.trusted:
-            video.verify()
-        return info
+    try:
+        with open_video(source) as video:
+            info = video.info()
+            if not video.trusted:
+                video.verify()
+            return info
+    except ClipError:
+        raise
+    except Exception as error:  # see `unexpected`
+        raise unexpected(error) from error
