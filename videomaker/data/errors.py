@@ -12,5 +12,5 @@ class ClipError(Exception):
 
 
 def unexpected(error: Exception) -> ClipError:
-    """What a library raised on a clip's file: of damaged ones it may be anything, and one clip must not cost the rest."""
+    """What a library raised on a clip's file: of damaged ones it may be anything; one must not cost the others."""
     return ClipError("broken", f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from videomaker.digests import sha256_number
 from videomaker.errors import InputError
 
 from .check import describe_counts, map_files
-from .index_folder import index_folder
+from .index_folder import SUFFIXES, index_folder
 from .manifest import Clip, Reference, write_manifest
 from .video import ClipError, VideoInfo, probe
 
@@ -47,24 +47,27 @@ def index_celebv_text(root: Path, *, videos: Path | None = None, texts: Path | N
     Raises:
         InputError: the JSON is missing or not of this layout.
     """
-    entries = _celebv_entries(root / "celebvtext_info.json")
-    found = _by_clip_id((videos or root).rglob("*.mp4"), entries)
+    drafts: list[Draft] = []
+    dropped: collections.Counter = collections.Counter()
+    entries = _celebv_entries(root / "celebvtext_info.json", dropped)
+    paths = (path for path in (videos or root).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = _by_clip_id(paths, entries)
+    dropped["not in the JSON"] = sum(len(paths) for clip_id, paths in found.items() if clip_id not in entries)
     kinds = collections.defaultdict(list)
     for path in sorted((texts or root).rglob("*.txt")):
         if path.parent.name in CELEBV_TEXT_KINDS:
             kinds[path.stem].append(path)
-    drafts: list[Draft] = []
-    dropped: collections.Counter = collections.Counter()
     for clip_id, entry in entries.items():
         dropped["missing"] += not found[clip_id]
         for video in found[clip_id]:
-            captions = _sentences(kinds.get(video.stem) or kinds.get(clip_id, []))
+            captions, unreadable = _sentences(kinds.get(video.stem) or kinds.get(clip_id, []))
+            dropped["caption is not UTF-8"] += unreadable if captions else bool(unreadable)
             if captions:
                 fields = {"id": video.stem, "video": video, "captions": captions}
                 drafts.append(
                     ({**fields, "category": "person", "subject_phrase": "head"}, str(entry.get("ytb_id", clip_id)))
                 )
-            else:
+            elif not unreadable:
                 dropped["no description"] += 1
     return drafts, dropped
 
@@ -87,6 +90,9 @@ def index_videobooth(root: Path, *, videos: Path | None = None, masks: Path | No
     dropped: collections.Counter = collections.Counter()
     for table in tables:
         for row in _videobooth_rows(table):
+            if reason := _problem_of(row):
+                dropped[reason] += 1
+                continue
             video = (videos or root / "videos") / row["page_dir"] / f"{row['videoid']}.mp4"
             folder = root / table.stem / row["videoid"]
             try:
@@ -122,17 +128,20 @@ def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> t
         InputError: no clip can be used; nothing is written.
     """
     clips, dropped = drafts[0], collections.Counter(drafts[1])
-    base, usable = out.resolve().parent, []
+    base, usable = out.resolve().parent, {}
     for (fields, source), info in zip(clips, map_files(_probe_draft, clips, "reading videos"), strict=True):
         if isinstance(info, ClipError):
             dropped[info.reason] += 1
+        elif fields["id"] in usable:
+            dropped["same id"] += 1
         else:
-            usable.append(_finish(fields, info, base, "val" if _share(source) < val_fraction else "train"))
+            split = "val" if _share(source) < val_fraction else "train"
+            usable[fields["id"]] = _finish(fields, info, base, split)
     dropped = +dropped
     if not usable:
         reasons = describe_counts(dropped.elements()) or "the layout lists none"
         raise InputError(f"no clip can be used ({reasons}); look at --root and --videos. {out} is not written")
-    write_manifest(out, usable)
+    write_manifest(out, usable.values())
     return len(usable), dropped
 
 
@@ -158,9 +167,17 @@ def _share(source: str) -> float:
     return sha256_number(source) / 2**64
 
 
-def _celebv_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """Clip id -> its entry; the file comes with and without the level `clips`."""
-    content = _read_json(path)
+def _celebv_entries(path: Path, dropped: collections.Counter) -> dict[str, dict[str, Any]]:
+    """Clip id -> its entry; the file comes with and without the level `clips`. Counts ids that are there twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        first: dict[str, Any] = {}
+        for key, value in pairs:
+            dropped["same id"] += key in first
+            first.setdefault(key, value)
+        return first
+
+    content = _read_json(path, object_pairs_hook=unique)
     entries = content.get("clips", content) if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise InputError(f"{path} is not CelebV-Text's: expected {{'clips': {{ID: {{'ytb_id': ...}}}}}}")
@@ -176,20 +193,42 @@ def _by_clip_id(videos: Iterator[Path], entries: dict[str, Any]) -> dict[str, li
     return found
 
 
-def _sentences(files: list[Path]) -> list[str]:
-    """The lines of all files, each once."""
-    files = sorted(files, key=lambda path: CELEBV_TEXT_KINDS.index(path.parent.name))
-    lines = (line.strip() for path in files for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return list(dict.fromkeys(filter(None, lines)))
+def _sentences(files: list[Path]) -> tuple[list[str], int]:
+    """The lines of all files, each once, and the number of files that are not UTF-8."""
+    lines: list[str] = []
+    unreadable = 0
+    for path in sorted(files, key=lambda path: CELEBV_TEXT_KINDS.index(path.parent.name)):
+        try:
+            lines += map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+        except UnicodeDecodeError:
+            unreadable += 1
+    return list(dict.fromkeys(filter(None, lines))), unreadable
 
 
 def _videobooth_rows(table: Path) -> Iterator[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
+    # Bytes that are not UTF-8 become lone surrogates, by which `_problem_of` knows them.
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         absent = {"videoid", "page_dir", "name"} - set(reader.fieldnames or ())
         if absent:
             raise InputError(f"{table} has no column {', '.join(sorted(absent))}; expected videoid, page_dir and name")
-        yield from (row for row in reader if row["videoid"] and row["page_dir"] is not None and row["name"])
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise InputError(f"{table}:{reader.line_num} is not CSV: {error}") from error
+
+
+def _problem_of(row: dict[str, str]) -> str:
+    """Why a row of VideoBooth's tables names no clip; "" when it does."""
+    if not row["videoid"] or row["page_dir"] is None:
+        return "incomplete row"
+    if not (row["name"] or "").strip():
+        return "no caption"
+    return "" if _is_utf8(row["name"]) else "caption is not UTF-8"
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _videobooth_refs(folder: Path, masks: Path) -> tuple[list[Reference], str]:
@@ -209,10 +248,10 @@ def _videobooth_refs(folder: Path, masks: Path) -> tuple[list[Reference], str]:
     return refs, str(subjects[0]["label"])
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, **options: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), **options)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; look at --root") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
