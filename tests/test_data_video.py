@@ -158,7 +158,7 @@ def test_damage_in_the_middle_is_found(tmp_path):
     path = encode(tmp_path / "clip.mp4", list(noise), options={"g": "12"})
     content = bytearray(path.read_bytes())
     middle = content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2
-    content[middle : middle + 40] = bytes(byte ^ 0x5A for byte in content[middle : middle + 40])
+    content[middle : middle + 400] = bytes(400)
     path.write_bytes(content)
     with open_video(path) as video:
         assert len(video.read([0, 5])) == 2 and len(video.read([59])) == 1  # both ends are whole

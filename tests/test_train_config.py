@@ -1,8 +1,11 @@
 """Configurations of a training run: presets, overrides, what is refused."""
 
+import re
+
 import pytest
 from videomaker.train.config import TrainConfig
-from videomaker.train.overrides import load_config, preset, save_config
+from videomaker.train.main import main
+from videomaker.train.overrides import differences, flatten, load_config, preset, save_config
 from videomaker.train.presets import PRESETS
 
 from videomaker.errors import InputError
@@ -65,3 +68,66 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused():
     with pytest.raises(InputError, match="batch_size=4 does not fit 3 devices"):
         TrainConfig(batch_size=4).accumulation(3)
     assert TrainConfig(batch_size=8, micro_batch_size=2).accumulation(2) == 2
+
+
+NUMBERS = [key for key, value in flatten(TrainConfig()).items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-1", "true", "many", "[1]"])
+def test_no_number_takes_what_cannot_train(value):
+    for key in NUMBERS:
+        with pytest.raises(InputError, match=re.escape(key)) as error:
+            load_config("smoke", [f"{key}={value}"])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.learning_rate=0", "optimizer.betas=[2,2]", "optimizer.betas=[0.9]", "optimizer.eps=0",
+        "optimizer.ema_decay=1", "validation.clips=0", "validation.levels=[]", "validation.levels=[1000]",
+        "validation.batch_size=0", "sampling.num_inference_steps=0", "sampling.fps=0", "guards.spike_factor=0.5",
+        "guards.max_skipped=0", "guards.spike_window=0", "log.every=0", "checkpoint.keep_last=0", "steps=0",
+        "batch_size=0", "steps=1e400", "seed=99999999999999999999", "data.augmentation.scale_min=2",
+        "data.augmentation.rotation=181", "data.augmentation.flip_probability=1.1", "data.num_frames=0",
+        "data.height=0", "method.girl_alpha=1.1", "method.drop_text=2", "output=",
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_is_refused(override):
+    with pytest.raises(InputError, match=re.escape(override.partition("=")[0].split(".")[-1])):
+        load_config("smoke", [override])
+
+
+def test_the_dry_run_tells_ranges(capsys):
+    assert main(["--config", "smoke", "--dry-run", "optimizer.eps=.nan"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["--config", "smoke", "--dry-run", "steps=3"]) == 0
+    assert "steps: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("steps: 3".encode("utf-16"), "is not UTF-8"),
+        (b"preset: [1]", "preset=[1] is not a name"),
+        (b"steps: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"steps: 3\nsteps: 4", "'steps' is there twice"),
+        (b"- 1", "is not a mapping"),
+        (b"", "is not a mapping"),
+        (b"steps: 2024-13-45", "cannot be read"),
+        (b"? [1]\n: 2", "unhashable key"),
+        (b"steps: \x00", "special characters"),
+    ],
+)
+def test_an_odd_yaml_is_one_line(tmp_path, content, message):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        load_config(str(tmp_path / "run.yaml"))
+    assert "\n" not in str(error.value) and "run.yaml" in str(error.value)
+
+
+def test_what_differs_from_the_preset_is_said_first():
+    config = load_config("smoke", ["steps=7", "data.highlight=false", "validation.levels=[1,2]"])
+    assert set(differences(config).split()) == {"steps=7", "data.highlight=false", "validation.levels=[1,2]"}
+    assert differences(preset("smoke")) == ""
+    assert load_config(config.preset, differences(config).split()) == config

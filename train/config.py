@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from videomaker.data.dataset import DataConfig
+from videomaker.data.ranges import AboveZero, Count, Decay, FrameRate, NonNegative, NoTruth, Positive, Share, Timestep
 from videomaker.errors import InputError
 
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -31,8 +34,8 @@ class ModelConfig:
 class LoraSettings:
     """Low-rank adapters that are trained in place of the weights themselves (task `subject`)."""
 
-    rank: int = 0  # 0: off
-    alpha: float = 0.0  # the adapters count alpha / rank; 0: as the rank, so once
+    rank: Count = 0  # 0: off
+    alpha: NonNegative = 0.0  # the adapters count alpha / rank; 0: as the rank, so once
     targets: tuple[Literal["attn1", "motion"], ...] = ("attn1", "motion")  # spatial self-attention, motion modules
 
 
@@ -41,48 +44,48 @@ class MethodConfig:
     """The training recipe. The first five are the rows of the paper's Table 3 (the fifth is `data.highlight`)."""
 
     pisa: bool = True
-    girl_weight: float = 0.1  # β of L = L_video + β·L_reg
+    girl_weight: NonNegative = 0.1  # β of L = L_video + β·L_reg
     reference_cross_attention: bool = True
     update_motion: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
     train_all: bool = False  # every parameter of the UNet: where no trained base is at hand
-    girl_alpha: float = 0.01  # the reference is noised at t' = int(α·t)
+    girl_alpha: Share = 0.01  # the reference is noised at t' = int(α·t)
     reference_noise: Literal["own", "mean"] = "own"  # "mean": of the frames' noise
-    min_snr_gamma: float = 0.0  # 0: off (arXiv 2303.09556)
-    offset_noise: float = 0.0  # strength of noise that a channel has alike in all pixels and frames; 0: off
+    min_snr_gamma: NonNegative = 0.0  # 0: off (arXiv 2303.09556)
+    offset_noise: Share = 0.0  # strength of noise that a channel has alike in all pixels and frames; 0: off
     # Which noise levels are drawn: late (much noise) and early by a cubic, logit_normal the middle (arXiv 2403.03206)
     timesteps: Literal["uniform", "early", "late", "logit_normal"] = "uniform"
-    drop_text: float = 0.0  # rates; a dropped image is the zero latent
-    drop_image: float = 0.05
-    drop_both: float = 0.0
+    drop_text: Share = 0.0  # rates; a dropped image is the zero latent
+    drop_image: Share = 0.05
+    drop_both: Share = 0.0
     dropped_text: Literal["zeros", "empty"] = "zeros"  # the zero embedding, or that of ""
-    kl_weight: float = 1e-6  # task `autoencoder` only, as is the next
-    anchor_weight: float = 0.0  # pull of the latent towards the frames' blocks of pixels; see model.blocks_of_pixels
+    kl_weight: NonNegative = 1e-6  # task `autoencoder` only, as is the next
+    anchor_weight: NonNegative = 0.0  # pull of the latent to the frames' blocks of pixels: model.blocks_of_pixels
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer, its schedule, and the moving average of the weights."""
 
-    learning_rate: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    warmup_steps: int = 0
+    learning_rate: AboveZero = 1e-5
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: AboveZero = 1e-8
+    weight_decay: NonNegative = 1e-2
+    warmup_steps: Count = 0
     schedule: Literal["constant", "cosine"] = "constant"
-    clip: float = 1.0  # norm of the gradient; 0: off
-    ema_decay: float = 0.0  # 0: off
+    clip: NonNegative = 1.0  # norm of the gradient; 0: off
+    ema_decay: Decay = 0.0  # 0: off
     # adamw8bit: bitsandbytes or torchao; prodigy: prodigyopt, with learning_rate=1; adafactor: zero.stage=0
     name: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
-    attn1_learning_rate: float = 0.0  # of the spatial self-attention; 0: learning_rate
-    motion_learning_rate: float = 0.0  # of the motion modules; 0: learning_rate
+    attn1_learning_rate: NonNegative = 0.0  # of the spatial self-attention; 0: learning_rate
+    motion_learning_rate: NonNegative = 0.0  # of the motion modules; 0: learning_rate
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
     """How DeepSpeed spreads optimizer state (1), gradients (2) and parameters (3) over the devices."""
 
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Annotated[Literal[0, 1, 2, 3], NoTruth] = 2
     offload: Literal["none", "cpu"] = "none"  # of the optimizer
     offload_parameters: Literal["none", "cpu"] = "none"  # stage 3
 
@@ -91,9 +94,9 @@ class ZeroConfig:
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every: int = 1000  # steps; 0: only at the end
-    keep_last: int = 3
-    keep_every: int = 0  # steps; these are never removed. 0: none
+    every: Count = 1000  # steps; 0: only at the end
+    keep_last: Positive = 3
+    keep_every: Count = 0  # steps; these are never removed. 0: none
     best: str = ""  # a column of held_out.csv, such as video_500: best/ keeps the weights where it is lowest. "": off
     resume: str = "auto"  # auto: the newest complete checkpoint of the run | none | a checkpoint folder
 
@@ -102,10 +105,10 @@ class CheckpointConfig:
 class ValidationConfig:
     """Losses on held-out clips, per noise level."""
 
-    every: int = 1000  # steps; 0: off
-    clips: int = 8
-    batch_size: int = 2  # per device; two or more also give the reference gain
-    levels: tuple[int, ...] = (100, 300, 500, 700, 900)  # timesteps
+    every: Count = 1000  # steps; 0: off
+    clips: Positive = 8
+    batch_size: Positive = 2  # per device; two or more also give the reference gain
+    levels: Annotated[tuple[Timestep, ...], Field(min_length=1)] = (100, 300, 500, 700, 900)  # timesteps
     split: str = "val"
     weights: Literal["auto", "raw", "ema"] = "auto"  # judged, also by samples; auto: the moving average if there is one
 
@@ -114,31 +117,31 @@ class ValidationConfig:
 class SamplingConfig:
     """Sample videos from fixed prompts and references."""
 
-    every: int = 1000  # steps; 0: off
+    every: Count = 1000  # steps; 0: off
     prompts: tuple[str, ...] = ()
     references: tuple[str, ...] = ()  # images, one per prompt or one for all
-    num_inference_steps: int = 30
-    guidance_scale: float = 8.0
-    fps: int = 8
+    num_inference_steps: Annotated[Positive, Field(le=1000)] = 30
+    guidance_scale: NonNegative = 8.0
+    fps: FrameRate = 8
 
 
 @dataclass(frozen=True)
 class GuardConfig:
     """When a step is refused and when a run is given up."""
 
-    spike_factor: float = 3.0  # a loss above this many times the largest of the window is skipped; 0: off
-    spike_window: int = 100  # steps
-    max_skipped: int = 20  # in a row
-    watchdog: float = 1800.0  # seconds without a step; 0: off
+    spike_factor: NonNegative = 3.0  # a loss above this many times the largest of the window is skipped; 0: off
+    spike_window: Positive = 100  # steps
+    max_skipped: Positive = 20  # in a row
+    watchdog: NonNegative = 1800.0  # seconds without a step; 0: off
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """Where progress goes besides the terminal, metrics.csv and TensorBoard."""
 
-    every: int = 10
+    every: Positive = 10
     wandb: str = ""  # project name; "": off
-    profile: int = 0  # steps after the first two that torch's profiler records into profile/; 0: off
+    profile: Count = 0  # steps after the first two that torch's profiler records into profile/; 0: off
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,10 @@ class TrainConfig:
     preset: str = ""
     output: str = ""  # the run's folder
     task: Literal["subject", "text", "autoencoder"] = "subject"
-    seed: int = 0
-    steps: int = 150_000
-    batch_size: int = 4  # clips per optimizer step, over all devices
-    micro_batch_size: int = 1  # clips per device and pass; the rest of batch_size is accumulated
+    seed: Count = 0
+    steps: Positive = 150_000
+    batch_size: Positive = 4  # clips per optimizer step, over all devices
+    micro_batch_size: Positive = 1  # clips per device and pass; the rest of batch_size is accumulated
     precision: Literal["bf16", "fp16", "fp32", "autocast"] = "bf16"  # autocast: fp32 weights, bf16 where safe and quick
     deterministic: bool = True  # the same bits on the same machine
     deepspeed: str = ""  # a DeepSpeed JSON of your own, laid over the derived one

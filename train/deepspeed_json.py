@@ -53,6 +53,10 @@ def _read_json(path: str) -> dict[str, Any]:
         raise InputError(f"deepspeed={path} does not exist; give a DeepSpeed JSON, or leave it out") from error
     except json.JSONDecodeError as error:
         raise InputError(f"deepspeed={path}:{error.lineno}: {error.msg}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"deepspeed={path} cannot be read: {error}") from error
+    if not isinstance(own, dict):
+        raise InputError(f"deepspeed={path} is not a JSON object")
     for key, instead in _OURS.items():
         if key in own:
             raise InputError(f"deepspeed={path} has {key!r}, which the configuration decides; set {instead} instead")

@@ -21,6 +21,7 @@ from torch import nn
 
 from videomaker import media
 from videomaker.data.loader import ClipLoader
+from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.pipeline import VideoMakerPipeline
 
@@ -63,7 +64,13 @@ class Validation:
     def _held_out_batches(self) -> list[dict[str, Any]]:
         settings = self.config.validation
         data = replace(self.config.data, split=settings.split, num_workers=0)
-        loader = self.build_loader(data, seed=0, batch_size=settings.batch_size)
+        try:
+            loader = self.build_loader(data, seed=0, batch_size=settings.batch_size)
+        except InputError as error:
+            raise InputError(
+                f"no clips for validation: {error}; name another validation.split, or train without by "
+                "validation.every=0 sampling.every=0"
+            ) from error
         return list(islice(loader, ceil(settings.clips / (settings.batch_size * self.world_size))))
 
     @torch.no_grad()

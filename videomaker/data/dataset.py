@@ -22,6 +22,7 @@ from videomaker.errors import InputError
 from .check import check_files
 from .journal import read_refusals
 from .manifest import Clip, Reference, read_manifest
+from .ranges import Count, Positive
 from .reference import (
     OBJECTS,
     Augmentation,
@@ -48,16 +49,16 @@ class DataConfig:
 
     manifest: str = ""
     split: str = "train"  # "": all
-    num_frames: int = 16
-    frame_stride: int = 8
-    height: int = 512
-    width: int = 512
+    num_frames: Positive = 16
+    frame_stride: Positive = 8
+    height: Positive = 512
+    width: Positive = 512
     highlight: bool = True  # the reference through its mask on white; False: raw (the paper's Table 3)
     crop_to_subject: bool = False  # crop the reference to its box and pad it with white, as VideoBooth does
     augmentation: Augmentation = OBJECTS
     long_captions: Literal["error", "truncate"] = "error"  # more than the text encoder's 77 tokens
     bad_clips: Literal["error", "skip"] = "error"  # missing, not a video or without frames, before the first step
-    num_workers: int = 4
+    num_workers: Count = 4
     cache: str = ""  # folder made by `videomaker data cache`
 
     @property

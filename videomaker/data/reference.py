@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from videomaker.pictures import load_labels
 
+from .ranges import AboveZero, Angle, Share
+
 WHITE = (255, 255, 255)
 
 
@@ -102,11 +104,11 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 class Augmentation:
     """Ranges of the random transforms. The paper names them without numbers; these are VideoBooth's."""
 
-    flip_probability: float = 0.5
-    rotation: float = 30.0  # degrees, drawn from [-rotation, rotation]
-    translation: float = 0.1  # of the width and the height, drawn from [-translation, translation]
-    scale_min: float = 0.8
-    scale_max: float = 1.2
+    flip_probability: Share = 0.5
+    rotation: Angle = 30.0  # degrees, drawn from [-rotation, rotation]
+    translation: Share = 0.1  # of the width and the height, drawn from [-translation, translation]
+    scale_min: AboveZero = 0.8
+    scale_max: AboveZero = 1.2
 
 
 OBJECTS = Augmentation()

@@ -249,8 +249,8 @@ _REWRITE = "rewrite it with `ffmpeg -i IN OUT.mp4`"
 def _open(source: VideoSource) -> av.container.InputContainer:
     if isinstance(source, io.BytesIO):
         source.seek(0)
-        return av.open(source, options=_FORMAT_OPTIONS)
-    return av.open(local_url(source), options=_FORMAT_OPTIONS)
+        return av.open(source, options=_FORMAT_OPTIONS, metadata_errors="replace")
+    return av.open(local_url(source), options=_FORMAT_OPTIONS, metadata_errors="replace")
 
 
 @contextmanager
@@ -266,6 +266,8 @@ def open_video(source: VideoSource) -> Iterator[Video]:
         video = Video(source)
     except av.FFmpegError as error:
         raise ClipError("not a video", error.strerror or "unreadable") from None
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise unexpected(error) from error
     try:
         yield video
     except av.FFmpegError as error:
