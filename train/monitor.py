@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,22 @@ _GIB = 2**30
 
 
 class Table:
-    """A CSV file with one row per step. A resumed run drops the rows after the step that it resumes from."""
+    """A CSV file with one row per step. A resumed run drops the rows after the step that it resumes from.
+
+    A run that begins at step 0 where a table already is keeps the old one beside the new: whoever removed the
+    checkpoints may want the curve.
+    """
 
     def __init__(self, path: Path, *, start: int):
         self.path = path
         self._fields: list[str] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
-            self._rewrite(rows)
+        if not path.is_file():
+            return
+        rows = _read_rows(path)
+        if rows and start == 0:
+            os.replace(path, _unused(path))
+        else:
+            self._rewrite([row for row in rows if int(row["step"]) <= start])
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a row; its keys are those of the first one."""
@@ -47,6 +56,19 @@ class Table:
             if rows:
                 writer.writeheader()
             writer.writerows(rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows but those that a kill cut off."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = csv.DictReader(lines)
+    return [row for row in rows if row.get("step", "").isdigit() and None not in row and None not in row.values()]
+
+
+def _unused(path: Path) -> Path:
+    """Such as `metrics.1.csv`: the first number that no earlier run has."""
+    return next(name for number in count(1) if not (name := path.with_suffix(f".{number}{path.suffix}")).exists())
 
 
 class Monitor:

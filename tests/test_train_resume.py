@@ -1,0 +1,98 @@
+"""Going on with a run: what may change is said and kept, what may not is refused in one line."""
+
+import json
+import shutil
+
+import pytest
+from runs import curve
+from tiny import tiny_pipeline
+from videomaker.train.guards import StopRequest
+from videomaker.train.monitor import Table
+from videomaker.train.overrides import load_config
+
+from videomaker.errors import InputError
+
+
+def test_other_settings_are_said_and_every_configuration_is_kept(trainer, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert trainer("steps=2").run(StopRequest())
+    capsys.readouterr()
+    assert trainer("steps=4", "optimizer.learning_rate=1e-4", "method.girl_weight=0.2").run(StopRequest())
+    said = capsys.readouterr().out
+    assert "going on from step 2 with other settings than before" in said
+    for change in ("steps 2 → 4", "optimizer.learning_rate 0.001 → 0.0001", "method.girl_weight 0.1 → 0.2"):
+        assert change in said
+    assert trainer("steps=4", "optimizer.learning_rate=1e-4", "method.girl_weight=0.2").step == 4  # nothing new
+    assert sorted(path.name for path in (run / "configs").iterdir()) == ["step-00000000.yaml", "step-00000002.yaml"]
+    assert load_config(str(run / "configs" / "step-00000000.yaml")).optimizer.learning_rate == 1e-3
+    assert (run / "configs" / "step-00000002.yaml").read_text() == (run / "config.yaml").read_text()
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["config"]) for start in starts] == [
+        (0, "configs/step-00000000.yaml"), (2, "configs/step-00000002.yaml"), (4, "configs/step-00000002.yaml"),
+    ]  # fmt: skip
+    assert starts[0]["versions"]["torch"] and starts[0]["commit"] and starts[0]["ranks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("method.update_motion=false", "method.update_motion was true .* is false now, which cannot change"),
+        ("precision=bf16", "precision was fp32 .* is bf16 now"),
+        ("zero.stage=1", "written with zero.stage=0, this run has 1"),
+        ("seed=5", "seed was 0 .* is 5 now"),
+        ("task=text", "task was subject"),
+    ],
+)
+def test_what_cannot_change_is_one_line(trainer, tmp_path, change, message):
+    run = tmp_path / "run"
+    assert trainer("steps=2").run(StopRequest())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message) as error:
+        trainer("steps=4", change)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_another_base_model_is_said_or_refused(trainer, training_folder, tmp_path, capsys):
+    assert trainer("steps=2").run(StopRequest())
+    other = tiny_pipeline(seed=1)
+    other.save_pretrained(tmp_path / "other")
+    trainer("steps=4", f"model.path={tmp_path}/other")._release()
+    assert "with another base model" in capsys.readouterr().out
+    tiny_pipeline(block_out_channels=(16, 64)).save_pretrained(tmp_path / "wider")
+    with pytest.raises(InputError, match=r"trained \d+ tensors and this model trains \d+, first other"):
+        trainer("steps=4", f"model.path={tmp_path}/wider")
+
+
+def test_two_runs_are_not_mixed_in_one_folder(trainer, tmp_path):
+    assert trainer("checkpoint.every=1", "steps=3").run(StopRequest())
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with pytest.raises(InputError, match=r"is of step 2 and .* has checkpoints up to step 3"):
+        trainer(f"checkpoint.resume={checkpoints}/step-00000002")
+    elsewhere = trainer(f"checkpoint.resume={checkpoints}/step-00000002", f"output={tmp_path}/more", "steps=3")
+    assert elsewhere.step == 2 and elsewhere.run(StopRequest())
+    assert curve(tmp_path / "more") == {3: curve(tmp_path / "run")[3]}
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trainer, tmp_path):
+    first = trainer()
+    with pytest.raises(InputError, match="is being written by process"):
+        trainer()
+    assert first.run(StopRequest())
+    assert trainer().step == 4
+
+
+def test_a_curve_outlives_its_checkpoints(trainer, tmp_path):
+    run = tmp_path / "run"
+    assert trainer("steps=2").run(StopRequest())
+    old = (run / "metrics.csv").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    assert trainer("steps=2").run(StopRequest())
+    assert (run / "metrics.1.csv").read_bytes() == old and list(curve(run)) == [1, 2]
+
+
+def test_a_row_that_a_kill_cut_off_is_dropped(tmp_path):
+    for torn in ("3,0.", "3", "3,0.5,1,9\n", "x,1,2\n"):
+        (tmp_path / "metrics.csv").write_text("step,loss,rate\n1,0.5,1\n2,0.4,1\n" + torn)
+        Table(tmp_path / "metrics.csv", start=3)
+        assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss,rate", "1,0.5,1", "2,0.4,1"]
