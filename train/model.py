@@ -172,6 +172,21 @@ def load_pipeline(
     )
 
 
+def check_size(pipeline: VideoMakerPipeline, config: TrainConfig) -> None:
+    """Refuses a size that the VAE cannot halve as often as it does.
+
+    Raises:
+        InputError: names the nearest size.
+    """
+    factor = pipeline.vae_scale_factor
+    for key in ("height", "width"):
+        size = getattr(config.data, key)
+        if size % factor:
+            raise InputError(
+                f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
+            )
+
+
 def load_vae(model: ModelConfig, *, seed: int) -> AutoencoderKL:
     """The VAE alone, in fp32: of `model.vae`, or of `model.path`."""
     torch.manual_seed(seed)

@@ -27,7 +27,7 @@ from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
 from .memory_report import card_bytes, choose_checkpointing
-from .model import DTYPES, Autoencoder, load_pipeline, load_vae, prepare_denoiser
+from .model import DTYPES, Autoencoder, check_size, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
@@ -116,6 +116,7 @@ class Trainer:
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
         )
+        check_size(self.pipeline, config)
         chosen, why = choose_checkpointing(config, card_bytes(self.device))
         if why and self.rank == 0:
             print(why)
@@ -180,6 +181,8 @@ class Trainer:
         self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
         if self.config.precision == "autocast" and not computes_bf16(self.device):
             self.monitor.say("precision=autocast: this CPU has no instructions for bf16, so everything runs in fp32")
+        if self.validation.batches or self.validation.samples:
+            self.monitor.say(f"held-out losses and samples are of the {self._judged()} (validation.weights)")
         batches = iter(self.loader)
         try:
             profiler = Profiler(self.folder / "profile", self.config.log.profile if self.rank == 0 else 0)
@@ -206,6 +209,9 @@ class Trainer:
     def _due(self, every: int, *, last: bool = False) -> bool:
         return (bool(every) and self.step % every == 0) or (last and self.step == self.config.steps)
 
+    def _judged(self) -> str:
+        return "moving average" if self.judge_average else "raw weights"
+
     def _validate(self, watchdog: Watchdog) -> None:
         """Held-out losses and samples where they are due, of the moving average if it is judged."""
         losses = self.validation.batches and self._due(self.config.validation.every)
@@ -216,7 +222,7 @@ class Trainer:
             measured = self.validation.losses(self.engine.module) if losses else {}
             watchdog.beat()
             where = self.folder / "samples" / f"step-{self.step:08d}"
-            sheet = self.validation.write_samples(where) if samples else None
+            sheet = self.validation.write_samples(where, weights=self._judged()) if samples else None
             watchdog.beat()
         if losses:
             self.monitor.record("held_out", self.step, measured)

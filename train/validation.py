@@ -130,7 +130,7 @@ class Validation:
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
-    def write_samples(self, folder: Path) -> np.ndarray | None:
+    def write_samples(self, folder: Path, *, weights: str) -> np.ndarray | None:
         """Writes a video for every prompt and a contact sheet into `folder`, shared among the ranks; rank 0 gets it."""
         rank, world_size = self.rank, self.world_size
         rows: dict[int, np.ndarray] = {}
@@ -144,7 +144,7 @@ class Validation:
         dist.all_gather_object(parts, rows)
         if rank > 0:
             return None
-        return self._write(folder, {number: frames for part in parts for number, frames in part.items()})
+        return self._write(folder, {number: frames for part in parts for number, frames in part.items()}, weights)
 
     def _generate(self, prompt: str, reference: Image.Image | None, *, seed: int) -> np.ndarray:
         """Frames `[F, H, W, 3]`, uint8."""
@@ -166,14 +166,14 @@ class Validation:
         video = pipeline(prompt, **arguments).frames[0]
         return (np.asarray(video) * 255).round().astype(np.uint8)
 
-    def _write(self, folder: Path, videos: dict[int, np.ndarray]) -> np.ndarray:
+    def _write(self, folder: Path, videos: dict[int, np.ndarray], weights: str) -> np.ndarray:
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for number, frames in sorted(videos.items()):
             prompt, reference = self.samples[number]
             with atomic_path(folder / f"{number:02d}.mp4") as temporary:
                 media.write_mp4(temporary, frames, fps=self.config.sampling.fps)
-            rows.append(media.sheet_row([reference] if reference else [], frames, prompt))
+            rows.append(media.sheet_row([reference] if reference else [], frames, f"{prompt} ({weights})"))
         sheet = media.contact_sheet(rows)
         with atomic_path(folder / "sheet.png") as temporary:
             sheet.save(temporary)
