@@ -24,10 +24,23 @@ def training_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def training_device():
+def process_group():
+    """This process as a group of one rank: its device, and what of the environment says so."""
     from videomaker.train.engine import start_distributed
 
-    return start_distributed()
+    before = dict(os.environ)
+    device = start_distributed()
+    made = {name: os.environ.pop(name) for name in os.environ.keys() - before.keys()}
+    return device, made
+
+
+@pytest.fixture
+def training_device(process_group, monkeypatch):
+    """The device; the environment is this test's, or trainings in processes of other tests would join the group."""
+    device, made = process_group
+    for name, value in made.items():
+        monkeypatch.setenv(name, value)
+    return device
 
 
 @pytest.fixture

@@ -35,13 +35,16 @@ def video(pipe, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(training_folder, training_device, tmp_path_factory):
+def run(training_folder, process_group, tmp_path_factory):
     """A finished run of four steps: its trainer, the weights before, its folder."""
     folder = tmp_path_factory.mktemp("lora") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signal, "signal", lambda *_: None)
+        device, environment = process_group
+        for name, value in environment.items():
+            patch.setenv(name, value)
         config = load_config(str(training_folder / "config.yaml"), [f"output={folder}", *LORA])
-        made = Trainer(config, training_device)
+        made = Trainer(config, device)
         before = weights(made)
         assert made.run(StopRequest())
     return made, before, folder

@@ -115,6 +115,8 @@ def test_the_stages_before_the_method_train_and_export(trainer, task, tmp_path):
         (["data.highlight=true"], "mask"),
         (["data.num_frames=30"], "num_frames"),
         (["deepspeed=absent.json"], "absent.json"),
+        (["validation.every=1", "validation.split=absent"], "validation.every=0 sampling.every=0"),
+        (["data.height=17"], "data.height=17 is no multiple of 2: give 16"),
         (["sampling.every=1", "sampling.prompts=[a]", "sampling.references=[absent.png]"], "absent.png"),
     ],
 )

@@ -60,10 +60,13 @@ def _announce_build(builder: str, say: Callable[[str], object]) -> None:
     from torch.utils.cpp_extension import _get_build_directory
 
     name = get_accelerator().create_op_builder(builder).name
-    if os.environ.get("RANK", "0") != "0" or (Path(_get_build_directory(name, False)) / f"{name}.so").is_file():
+    folder = Path(_get_build_directory(name, False))
+    if os.environ.get("RANK", "0") != "0" or (folder / f"{name}.so").is_file():
         return
     _require_compiler()
     say(f"DeepSpeed compiles its operator {name}: once on this machine, about a minute")
+    if (folder / "lock").exists():
+        say(f"another process compiles it already, and is waited for; if none does, remove {folder / 'lock'}")
 
 
 def _require_compiler() -> None:

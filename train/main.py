@@ -67,6 +67,7 @@ def say(message: str) -> None:
 
 def train(config: TrainConfig) -> None:
     """Runs `config` to its end on this rank, or until it is asked to stop."""
+    _quiet()  # before anything imports DeepSpeed
     from torch import distributed as dist
     from videomaker.train.engine import set_numerics, start_distributed
     from videomaker.train.export import export_run
@@ -89,6 +90,17 @@ def train(config: TrainConfig) -> None:
     dist.destroy_process_group()
     if finished and trainer.rank == 0:
         print(f"exported {export_run(Path(config.output))}")
+
+
+def _quiet() -> None:
+    """Keeps what libraries say to programmers off the screen."""
+    import torch
+
+    from videomaker.jobs.quiet import quiet_libraries
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_libraries()
 
 
 def _fail(error: Exception, code: int) -> int:

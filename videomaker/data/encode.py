@@ -50,7 +50,7 @@ def load_encoders(model: Path, *, vae: Path | None = None) -> Encoders:
             raise InputError(f"{folder} does not exist; --model wants a pipeline's folder in the diffusers format")
     return Encoders(
         AutoencoderKL.from_pretrained(vae or model / "vae", torch_dtype=torch.float32).to(device),
-        CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).to(device),
+        CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32).to(device),
         CLIPTokenizer.from_pretrained(model / "tokenizer"),
     )
 
