@@ -81,14 +81,21 @@ def inspect_clip(clip: Clip, root: Path) -> ClipError | None:
             for ref in clip.refs:
                 image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
                 if ref.mask:
-                    mask_on_white(image, load_mask(root, clip, ref.mask))
+                    _check_mask(image, load_mask(root, clip, ref.mask))
                 if ref.box:
                     crop_to_box(image, ref.box)
     except ClipError as error:
         return error
-    except ValueError as error:
+    except (ValueError, OverflowError, AttributeError) as error:  # a box of infinity; a codec without a decoder
         return ClipError("bad reference", str(error))
     return None
+
+
+def _check_mask(image: Image.Image, mask: Image.Image) -> None:
+    """Refuses a mask of another size, and one that leaves nothing."""
+    mask_on_white(image, mask)
+    if mask.getbbox() is None:
+        raise ClipError("empty mask", "it is black everywhere: the reference would be all white")
 
 
 @dataclass(frozen=True)
