@@ -27,7 +27,7 @@ from videomaker.serve.keys import LOCAL
 from videomaker.serve.logs import configure_logs
 from videomaker.serve.models import Bucket
 from videomaker.serve.queue import NewJob
-from videomaker.serve.renderer import load_renderer
+from videomaker.serve.loading import load_renderer
 from videomaker.serve.schema import VideoRequest
 from videomaker.serve.state import State
 from videomaker.serve.tables import videos

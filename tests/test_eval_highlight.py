@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from videomaker import media
 from videomaker.cli import app
 from videomaker.data import subject
-from videomaker.data.reference import compose_reference
-from videomaker.data.subject import Highlight, border_is_plain, highlight_picture, load_mask, parse_box
+from videomaker.data.reference import compose_reference, read_mask
+from videomaker.data.subject import Highlight, border_is_plain, highlight_picture, parse_box
 from videomaker.errors import InputError
 
 SIZE = {"height": 32, "width": 32}
@@ -122,11 +122,11 @@ def test_a_mask_means_its_labels(tmp_path):
         "bits": Image.fromarray(inside),
     }.items():
         picture.save(tmp_path / f"{name}.png")
-        assert ((np.asarray(load_mask(tmp_path / f"{name}.png")) > 0) == inside).all(), name
+        assert ((np.asarray(read_mask(tmp_path / f"{name}.png")) > 0) == inside).all(), name
     palette = Image.fromarray(inside.astype(np.uint8), "P")
     palette.putpalette([255, 255, 255, 0, 0, 0])  # label 0 is drawn white
     palette.save(tmp_path / "palette.png")
-    assert ((np.asarray(load_mask(tmp_path / "palette.png")) > 0) == inside).all()
+    assert ((np.asarray(read_mask(tmp_path / "palette.png")) > 0) == inside).all()
 
 
 def test_masks_and_boxes_that_do_not_fit(model, photo):

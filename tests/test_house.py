@@ -33,11 +33,6 @@ UNTYPED = {
     "train/engine.py:plain_gradient_norm",
     "train/model.py:mixed_precision",
     "train/universal.py:load",
-    "videomaker/pipeline/pipeline.py:__init__",
-    "videomaker/pipeline/pipeline.py:decode",
-    "videomaker/pipeline/pipeline.py:enable_free_noise",
-    "videomaker/pipeline/pipeline.py:from_pretrained",
-    "videomaker/pipeline/pipeline.py:load_ip_adapter",
     "videomaker/serve/api/events.py:watching",
 }
 

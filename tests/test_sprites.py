@@ -261,10 +261,10 @@ def test_the_commands(tmp_path):
     run = lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
     assert run("data", "sprites", "--out", tmp_path / "data", "--clips", 1).exit_code == 0
     assert (tmp_path / "data/manifest.jsonl").is_file()
-    result = run("evaluate", "--clips", 2, "--steps", 1, "--out", tmp_path / "evaluation")
+    result = run("evaluate", "sprites", "--clips", 2, "--steps", 1, "--out", tmp_path / "evaluation")
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "evaluation/results.json").read_text())
     assert results["suite"]["num_inference_steps"] == 1 and results["suite"]["clips"] == 2
     assert (tmp_path / "evaluation/videos.png").is_file()
-    refused = run("evaluate", "--model", tmp_path)
+    refused = run("evaluate", "sprites", "--model", tmp_path)
     assert refused.exit_code == 2 and "unknown model" in refused.output

@@ -46,7 +46,8 @@ print(static.front_end(Wrong("backward_key", 64), static.CHIPS[3].target, "sm_90
 """
     file = tmp_path / "wrong.py"  # Triton reads the source of its functions from a file
     file.write_text(code.format(bench=str(ROOT / "bench")))
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False)
+    compiled = {**os.environ, "TRITON_INTERPRET": "0"}  # which other tests of this process may have set
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False, env=compiled)
     assert "Mismatched type" in done.stdout, done.stdout + done.stderr
 
 

@@ -80,6 +80,7 @@ def test_the_export_is_what_diffusers_loads(run, training_folder):
     assert (untouched - trained).abs().max() > 100 * TOLERANCE
     plain.set_adapters(["subject"], [0.0])
     torch.testing.assert_close(video(plain), untouched, rtol=0, atol=TOLERANCE)
+    plain.set_adapters(["subject"], [1.0])
     plain.fuse_lora(lora_scale=1.0, adapter_names=["subject"])
     plain.unload_lora_weights()
     torch.testing.assert_close(video(plain), trained, rtol=0, atol=TOLERANCE)

@@ -58,9 +58,9 @@ def write_untrained_model(out: Path, *, seed: int = 0) -> None:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder is a model made here, which has no more than these files."""
+    """Whether a folder holds nothing but a model's parts, its card and its settings."""
     known = {*COMPONENTS, "model_index.json", "generation.json", "README.md"}
-    return (folder / "model_index.json").is_file() and {path.name for path in folder.iterdir()} <= known
+    return {path.name for path in folder.iterdir()} <= known
 
 
 def install(pipeline: Path, place: Path) -> None:

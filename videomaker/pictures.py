@@ -183,7 +183,9 @@ def _whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def python_picture(value: Image.Image | np.ndarray | torch.Tensor, name: str = "reference_image"):
+def python_picture(
+    value: Image.Image | np.ndarray | torch.Tensor, name: str = "reference_image"
+) -> Image.Image | torch.Tensor:
     """A picture given in Python, meaning what it means in a file.
 
     Args:

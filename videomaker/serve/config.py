@@ -85,8 +85,6 @@ class ServeConfig(BaseSettings):
     require_consent: bool = False
     request_check: str | None = Field(None, description="module:function that may refuse a request.")
     frames_check: str | None = Field(None, description="module:function that may refuse finished frames.")
-    certificate: Path | None = Field(None, description="Chain in PEM, to sign a C2PA manifest into every video.")
-    private_key: Path | None = None
 
     max_wait: float = Field(600, ge=0, description="Expected seconds in the queue above which requests are refused.")
     max_active: int = Field(200, ge=1, description="Unfinished videos of one key, where the key says nothing else.")
