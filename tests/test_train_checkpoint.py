@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
@@ -30,14 +29,13 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(trainer, tmp_path, monkeyp
             raise full
         return save(self, data)
 
-    monkeypatch.setattr(HashingFile, "write", fill)
-    with pytest.raises(CheckpointError, match="No space left"):
-        made.run(StopRequest())
+    with monkeypatch.context() as patch:
+        patch.setattr(HashingFile, "write", fill)
+        with pytest.raises(CheckpointError, match="No space left"):
+            made.run(StopRequest())
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000002"]
 
-    monkeypatch.undo()
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     again = trainer()
     assert again.step == 2
     assert again.run(StopRequest())

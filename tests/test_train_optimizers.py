@@ -99,7 +99,7 @@ def _keys(file) -> set[str]:
         (["optimizer.name=adam"], "optimizer.name='adam'"),
         (["optimizer.name=prodigy", "zero.stage=1", "zero.offload=cpu"], "needs optimizer.name=adamw"),
         (["zero.offload_parameters=cpu"], "needs zero.stage=3"),
-        (["optimizer.motion_learning_rate=-1"], "give 0 or more"),
+        (["optimizer.motion_learning_rate=-1"], "greater than or equal to 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(overrides, message):

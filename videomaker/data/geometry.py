@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -71,7 +71,7 @@ def geometry_of(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Geometry
 
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer, which PyAV's types do not say
     if data is None:
         return None
     matrix = np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2] / 2**16

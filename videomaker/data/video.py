@@ -181,33 +181,35 @@ class Video:
         if indices[-1] >= self.num_frames:
             raise ClipError("too short", f"{self.num_frames} frames, {indices[-1] + 1} needed")
         wanted = sorted(set(indices))
-        found = self._read_by_order(wanted) if self.timestamps is None else self._read_by_time(wanted)
+        times = self.timestamps
+        found = self._read_by_order(wanted) if times is None else self._read_by_time(wanted, times)
         if len(found) < len(wanted):
             missing = len(wanted) - len(found)
             raise ClipError("broken", f"{missing} of {len(wanted)} frames do not decode")
         return [found[index] for index in indices]
 
-    def _read_by_time(self, wanted: Sequence[int]) -> dict[int, Image.Image]:
-        times = self.timestamps
+    def _read_by_time(self, wanted: Sequence[int], times: list[int]) -> dict[int, Image.Image]:
         index_of = {times[index]: index for index in wanted}
-        last = times[wanted[-1]]
         for seconds in (0, 1) if self.trusted else ():
             # It may land in an open group of pictures, whose first frames need earlier ones.
             start = times[max(0, wanted[0] - round(seconds * (self._stream.average_rate or 25)))]
             self._container.seek(start, stream=self._stream, backward=True)
             with suppress(av.FFmpegError):
-                found = {index_of[frame.pts]: self._show(frame) for frame in self._decode(index_of, last)}
+                found = dict(self._decode(index_of))
                 if len(found) == len(wanted):
                     return found
         self._rewind()
-        return {index_of[frame.pts]: self._show(frame) for frame in self._decode(index_of, last)}
+        return dict(self._decode(index_of))
 
-    def _decode(self, wanted: dict[int, int], last: int) -> Iterator[av.VideoFrame]:
-        """Yields the intact frames of the `wanted` timestamps; the decoder puts frames out in presentation order."""
+    def _decode(self, index_of: dict[int, int]) -> Iterator[tuple[int, Image.Image]]:
+        """Yields the wanted frames, given by timestamp, that are whole; the decoder gives them as they are shown."""
+        last = max(index_of)
         for frame in self._container.decode(self._stream):
-            if frame.pts in wanted and not frame.is_corrupt:
-                yield frame
-            if frame.pts is not None and frame.pts >= last:
+            if frame.pts is None:
+                continue
+            if frame.pts in index_of and not frame.is_corrupt:
+                yield index_of[frame.pts], self._show(frame)
+            if frame.pts >= last:
                 return
 
     def _read_by_order(self, wanted: Sequence[int]) -> dict[int, Image.Image]:
