@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from videomaker.cli import app
 from videomaker.errors import InputError
 from videomaker.files import atomic_directory, atomic_path
 from videomaker.jobs.places import check_places
@@ -21,8 +23,20 @@ def job(path: Path) -> Job:
 def test_a_folder_of_other_files_stays(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("mine")
-    with pytest.raises(InputError, match="not this command's"), atomic_directory(tmp_path / "photos"):
+    nothing_is_ours = lambda folder: False
+    with (
+        pytest.raises(InputError, match="not this command's"),
+        atomic_directory(tmp_path / "photos", ours=nothing_is_ours),
+    ):
         pass
+    assert (tmp_path / "photos" / "mine.jpg").read_text() == "mine"
+
+
+def test_warmup_keeps_a_users_folder(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("mine")
+    result = CliRunner().invoke(app, ["warmup", "--save", str(tmp_path / "photos")])
+    assert result.exit_code == 2 and "not this command's" in " ".join(result.stderr.split())
     assert (tmp_path / "photos" / "mine.jpg").read_text() == "mine"
 
 
