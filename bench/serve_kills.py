@@ -24,10 +24,10 @@ from videomaker.serve.accept import Call, accept
 from videomaker.serve.config import load_config
 from videomaker.serve.housekeeping import Housekeeper
 from videomaker.serve.keys import LOCAL
+from videomaker.serve.loading import load_renderer
 from videomaker.serve.logs import configure_logs
 from videomaker.serve.models import Bucket
 from videomaker.serve.queue import NewJob
-from videomaker.serve.loading import load_renderer
 from videomaker.serve.schema import VideoRequest
 from videomaker.serve.state import State
 from videomaker.serve.tables import videos
