@@ -86,6 +86,12 @@ class ServeConfig(BaseSettings):
     request_check: str | None = Field(None, description="module:function that may refuse a request.")
     frames_check: str | None = Field(None, description="module:function that may refuse finished frames.")
 
+    certificate: Path | None = Field(
+        None, description="PEM: signs every video as its holder (C2PA); its chain after it."
+    )
+    certificate_key: Path | None = Field(None, description="PEM: the certificate's private key, not encrypted.")
+    timestamp_url: str = Field("", description="Of an RFC 3161 authority that vouches for when a video was signed.")
+
     max_wait: float = Field(600, ge=0, description="Expected seconds in the queue above which requests are refused.")
     max_active: int = Field(200, ge=1, description="Unfinished videos of one key, where the key says nothing else.")
     max_per_hour: int | None = Field(None, ge=1)

@@ -178,6 +178,7 @@ class Video(BaseModel):
     fit: str
     num_references: int
     consent: str | None = None
+    signed: bool = Field(False, description="Whether the mp4 holds Content Credentials (C2PA).")
     cancel_requested: bool = False
     links: dict[str, str] = Field({}, description="Signed for a while: for players and pictures, which send no key.")
 

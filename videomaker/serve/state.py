@@ -12,6 +12,7 @@ from .keys import Keys, Signer
 from .listing import Listing
 from .metrics import HttpMetrics
 from .models import ModelFacts, declared_shapes, describe_model
+from .provenance import Credentials, open_credentials
 from .queue import Queue
 from .registry import Registry
 from .store import Store
@@ -75,6 +76,11 @@ class State:
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes that are accepted alone; empty: any."""
         return declared_shapes(self.config, self.model)
+
+    @cached_property
+    def credentials(self) -> Credentials | None:
+        """What videos are signed with, if a certificate is configured."""
+        return open_credentials(self.config.certificate, self.config.certificate_key, self.config.timestamp_url)
 
     @cached_property
     def request_check(self) -> Check | None:
