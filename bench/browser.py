@@ -36,10 +36,8 @@ def open_browser() -> Iterator[Browser]:
         if not Path(found).is_file():
             raise NoBrowser("Chromium is not installed: apt install chromium, or playwright install chromium")
         # Containers have no sandbox of Chromium's own, and little shared memory.
-        browser = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"],
-        )
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"]
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
         try:
             yield browser
         finally:

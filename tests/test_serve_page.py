@@ -12,9 +12,11 @@ SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone
 
 # Every text that the progress shows from now on, in order.
 WATCH = """() => {
+  const words = document.getElementById("veil-words");
   window.seen = [];
-  const note = () => { const text = document.getElementById("veil-words").textContent; if (seen.at(-1) !== text) seen.push(text); };
-  new MutationObserver(note).observe(document.getElementById("veil-words"), {childList: true, characterData: true, subtree: true});
+  new MutationObserver(() => {
+    if (seen.at(-1) !== words.textContent) seen.push(words.textContent);
+  }).observe(words, { childList: true, characterData: true, subtree: true });
 }"""
 
 
@@ -53,10 +55,10 @@ def wait_done(page):
 def test_a_video_from_the_picture_to_its_deletion(browser, server, size):
     with open_page(browser, server.address, viewport=size) as page:
         page.evaluate(WATCH)
-        ask(page, steps=8)
+        ask(page, steps=24)
         wait_done(page)
         steps = [int(text.split()[1]) for text in page.evaluate("seen") if text.startswith("Step")]
-        assert len(steps) >= 3 and steps == sorted(steps) and max(steps) <= 8
+        assert len(steps) >= 3 and steps == sorted(steps) and max(steps) <= 24
         first = page.evaluate("location.hash")
         assert page.evaluate("document.getElementById('player').videoWidth") == 256  # 32 pixels, each eight times
         assert page.evaluate("document.getElementById('reference').naturalWidth") == 32

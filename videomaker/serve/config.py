@@ -86,9 +86,7 @@ class ServeConfig(BaseSettings):
     request_check: str | None = Field(None, description="module:function that may refuse a request.")
     frames_check: str | None = Field(None, description="module:function that may refuse finished frames.")
 
-    certificate: Path | None = Field(
-        None, description="PEM: signs every video as its holder (C2PA); its chain after it."
-    )
+    certificate: Path | None = Field(None, description="PEM, its chain after it: signs every video (C2PA).")
     certificate_key: Path | None = Field(None, description="PEM: the certificate's private key, not encrypted.")
     timestamp_url: str = Field("", description="Of an RFC 3161 authority that vouches for when a video was signed.")
 
