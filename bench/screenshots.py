@@ -1,7 +1,7 @@
 """Screenshots of the server's page by a real server with the embedded model: what `docs/images` holds.
 
-python -P bench/screenshots.py                    docs/images/page-*.png
-python -P bench/screenshots.py /tmp/x --all       every state, at both widths, light and dark: to look at while designing
+python bench/screenshots.py                    docs/images/page-*.png
+python bench/screenshots.py /tmp/x --all       every state, both widths, light and dark: to look at
 """
 
 from __future__ import annotations

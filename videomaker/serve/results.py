@@ -46,6 +46,8 @@ def make_files(
         "consent": request["consent"],
         "safety_checks": {"request": config.request_check, "frames": config.frames_check},
     }
+    if any(stories := [reference.get("highlight") for reference in request["references"]]):
+        record["highlight"] = stories  # the pictures that were used are `variant=reference`
     if credentials is not None:
         video = credentials.sign(video, request)
         record["signed_video_sha256"] = sha256(video)

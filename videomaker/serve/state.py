@@ -8,6 +8,7 @@ from functools import cached_property
 from .checks import Check, load_check
 from .config import ServeConfig, Shape
 from .database import Database
+from .highlighting import Highlighter
 from .keys import Keys, Signer
 from .listing import Listing
 from .metrics import HttpMetrics
@@ -76,6 +77,11 @@ class State:
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes that are accepted alone; empty: any."""
         return declared_shapes(self.config, self.model)
+
+    @cached_property
+    def highlighter(self) -> Highlighter:
+        """What puts the subjects of pictures on white."""
+        return Highlighter(self.config.highlight_models)
 
     @cached_property
     def credentials(self) -> Credentials | None:

@@ -20,9 +20,7 @@ from .access import StateOf
 router = APIRouter()
 PAGE = Path(__file__).parent.parent / "page"
 EXAMPLES = Path(str(files("videomaker"))) / "assets"
-SWAGGER = (
-    Path(str(files("fastapi_offline"))) / "static"
-)  # FastAPI's own page asks a CDN
+SWAGGER = Path(str(files("fastapi_offline"))) / "static"  # FastAPI's own page asks a CDN
 _TEMPLATES = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
