@@ -102,8 +102,8 @@ def _shoot(browser: Browser, address: str, show: Any, path: Path, look: dict[str
     page.wait_for_load_state("networkidle" if "progress" not in path.name else "load")
     page.screenshot(path=path, full_page=True)
     context.close()
-    with Image.open(path) as picture:  # flat colours need few of them
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, optimize=True)
     print(path)
 
 

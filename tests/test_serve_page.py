@@ -151,3 +151,11 @@ def test_seen_heard_and_touched_by_everybody(browser, server, size, scheme):
         assert faults(page) == NO_FAULTS
         page.click("#delete")
         assert faults(page) == NO_FAULTS
+
+
+def test_the_interface_is_described_without_a_network(browser, server):
+    with open_page(browser, f"{server.address}/docs", viewport=DESKTOP) as page:
+        page.wait_for_selector(".opblock")
+        assert page.locator(".opblock").count() >= 10
+        page.click(".opblock-post >> nth=0")
+        page.wait_for_selector(".opblock-body:has-text('input_reference')")
