@@ -73,8 +73,8 @@ class ModelRenderer:
 
     def _rehearse(self, shape: Shape) -> None:
         """The first pass of a shape pays for what later ones find ready."""
-        size = {"frames": shape.num_frames, "height": shape.height, "width": shape.width}
-        settings = replace(self._prepared.recipe.settings, steps=1, **size)
+        own = self._prepared.recipe.settings
+        settings = replace(own, steps=1, frames=shape.num_frames, height=shape.height, width=shape.width)
         blank = media.Image.new("RGB", (shape.width, shape.height), "white")
         guidance = 2.0 if shape.guidance else 1.0
         sample = jobs_render.Sample("warm-up", "", (blank,) * shape.num_references, 0, guidance)
