@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
+from .._ops import add_op_namespace_prefix
 from ..transforms import differentiable, register_batching
 from .torch_kernels import KERNELS, Kernel, choose_kernel
 
@@ -67,7 +67,7 @@ def attend_frames_backward(
     return dq, per_frame(dq_rows, len(q)), dk, dv, dk_ref, dv_ref
 
 
-@torch.library.custom_op(operator_name("pisa_partials"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def _(
     return empty_outputs(q, num_frames, num_ref_tokens)
 
 
-@torch.library.custom_op(operator_name("pisa_partials_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor,
     q: Tensor,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
+from .._ops import add_op_namespace_prefix
 from ..pisa.partials import attend_frames, attend_frames_backward, choose, empty_outputs, groups, no_second_derivative
 from ..transforms import differentiable
 from .batching import register_reference_batching
@@ -28,7 +28,7 @@ def reference_partials(
     return _attend(q, k, v, k_ref, v_ref, bias, num_frames, scale, kernel)[0]
 
 
-@torch.library.custom_op(operator_name("reference_partials"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     num_frames: int, scale: float, kernel: str,
@@ -52,7 +52,7 @@ def _(
     return empty_outputs(q, num_frames, 0)
 
 
-@torch.library.custom_op(operator_name("reference_partials_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, scale: float, kernel: str,
