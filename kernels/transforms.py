@@ -59,6 +59,11 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
+def empty_gradient(x: Tensor) -> Tensor:
+    """In place of a gradient that nobody needs; it has a batch, which vmap folds."""
+    return x.new_empty((x.shape[0], 0))
+
+
 def fold(x: Any, dim: int | None, size: int) -> Any:
     """`[…, size, …]` -> `[size·B, …]`; the same samples again where `x` has no such dimension."""
     if not isinstance(x, Tensor):

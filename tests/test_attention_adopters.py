@@ -234,16 +234,26 @@ class TestStyleAligned:
         torch.testing.assert_close(together[0], alone[0], atol=1e-4, rtol=1e-3)
         assert not torch.allclose(together[1], alone[1], atol=1e-2)
 
-    def test_checkpointing_and_compiling(self) -> None:
+    def test_gradient_checkpointing_and_training_mode(self) -> None:
         unet, rows, style = tiny_sdxl(), latents(4), SharedStyle(num_images=2).as_kwargs()
         install_style_aligned(unet, score_shift=0.5)
         weights = [unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k.weight]
         plain = losses(lambda: denoise(unet, rows, carried=style), weights)
-        compiled = torch.compile(lambda x: denoise(unet, x, carried=style), fullgraph=True, backend="aot_eager")
-        assert_equal(losses(lambda: compiled(rows), weights), plain, 1e-5)
         unet.train()
         unet.enable_gradient_checkpointing()
         assert_equal(losses(lambda: denoise(unet, rows, carried=style), weights), plain, 1e-6)
+
+    def test_a_layer_compiles_without_a_graph_break(self) -> None:
+        unet, x = tiny_sdxl(), torch.randn(4, 9, 32)
+        install_style_aligned(unet, score_shift=0.5)
+        attn = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+
+        def attend(x: Tensor) -> Tensor:
+            return attn(x, **SharedStyle(num_images=2).as_kwargs())
+
+        compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+        weights = [attn.to_k.weight]
+        assert_equal(losses(lambda: compiled(x), weights), losses(lambda: attend(x), weights), 1e-5)
 
     def test_rows_that_do_not_divide(self) -> None:
         unet = tiny_sdxl()

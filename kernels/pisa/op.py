@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix
-from ..transforms import differentiable, register_batching
+from ..transforms import differentiable, empty_gradient, register_batching
 from .launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -86,11 +86,6 @@ def _(
     needed = (needs_query, needs_key, needs_key)
     return tuple(x.new_empty(x.shape) if is_needed else empty_gradient(x)
                  for x, is_needed in zip((q, k, v), needed, strict=True))  # fmt: skip
-
-
-def empty_gradient(x: Tensor) -> Tensor:
-    """In place of a gradient that nobody needs; it has a batch, which vmap folds."""
-    return x.new_empty((x.shape[0], 0))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:

@@ -143,6 +143,8 @@ def _validate(
     for name, x in (("q", q), ("k", k), ("v", v)):
         validate_tensor(name, x, q)
     for name, x in (("k_ref", k_ref), ("v_ref", v_ref)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [B or 1, M, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
         validate_layout(name, x, q, may_be_empty=True)
         if x.shape[2:] != q.shape[2:] or x.shape[0] not in (1, q.shape[0]):
             raise ValueError(
