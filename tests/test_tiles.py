@@ -13,7 +13,6 @@ from videomaker.kernels.pisa.configs import Config
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIGS = {
     "128x64": Config(128, 64, num_warps=8),
-    "64x64, sums by dot": Config(64, 64, sum_by_dot=True),
     "128x64, sums by dot": Config(128, 64, num_warps=8, split_values=False, sum_by_dot=True),
 }
 LENGTHS = {"whole": (128, 128), "partial": (130, 70)}  # of a frame and of the reference
