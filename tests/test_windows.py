@@ -132,4 +132,3 @@ def test_features_of_one_window_are_not_reused_in_another():
     pipe.approximations = type(pipe.approximations)(reuse_every=2)
     with pytest.raises(InputError, match="reuse_every"):
         video(pipe, 40)
-

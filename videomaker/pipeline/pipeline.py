@@ -309,9 +309,7 @@ class VideoMakerPipeline(SurfaceMixin, TextMixin, SamplingMixin, AnimateDiffPipe
         if settings.negative_prompt is not None and negative_prompt_embeds is not None:
             raise InputError("give negative_prompt or negative_prompt_embeds, one of the two")
 
-    def _windows(
-        self, num_frames: int, num_references: int, size: int | None, overlap: int | None
-    ) -> Windows | None:
+    def _windows(self, num_frames: int, num_references: int, size: int | None, overlap: int | None) -> Windows | None:
         trained = self.generation_defaults.num_frames or PAPER["num_frames"]
         limit = self.unet.config.motion_max_seq_length
         return plan_windows(num_frames, num_references, limit=limit, trained=trained, size=size, overlap=overlap)

@@ -112,7 +112,9 @@ class SamplingMixin:
     ) -> Step:
         """What makes one step of a video in windows: their predictions fused, then the scheduler's update."""
         if self.approximations.reuse_every > 1:
-            raise InputError("approximations.reuse_every keeps the features of one window: leave it at 1 for a long video")
+            raise InputError(
+                "approximations.reuse_every keeps the features of one window: leave it at 1 for a long video"
+            )
         predict = windows.fuse(self._sampler(timesteps, reference, step_kwargs, added).predict)
 
         def step(index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None) -> torch.Tensor:
