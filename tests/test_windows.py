@@ -1,5 +1,6 @@
 """Long videos in overlapping windows that all see the reference."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,7 @@ def video(pipe, num_frames, **changes):
 def test_windows_cover_every_frame_and_overlap_as_asked(frames, size, overlap):
     starts = Windows(frames, size, overlap).starts
     assert starts[0] == 0 and starts[-1] == frames - size
-    gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
     assert all(1 <= gap <= size - overlap for gap in gaps)
     assert max(gaps) - min(gaps) <= 1
 

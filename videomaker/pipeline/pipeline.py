@@ -73,8 +73,9 @@ class VideoMakerPipeline(SurfaceMixin, TextMixin, SamplingMixin, AnimateDiffPipe
         num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt: None is what the model's
             `generation.json` says, else 16 frames in the size that the UNet was trained for, 30 steps, guidance 8 and
             no negative prompt. More frames than fit the motion modules beside the references (32 positions for SD 1.5)
-            are made in windows; sizes are multiples of the VAE's factor (8 for SD 1.5); guidance is w of eq. 6, one for all or a list of B, and
-            none at 1 and below; the unconditional half hears the negative prompt and sees a reference of zeros.
+            are made in windows; sizes are multiples of the VAE's factor (8 for SD 1.5); guidance is w of eq. 6, one for
+            all or a list of B, and none at 1 and below; the unconditional half hears the negative prompt and sees a
+            reference of zeros.
         num_videos_per_prompt: videos of each prompt.
         eta: of DDIM.
         generator: the only source of randomness: the frames' noise as AnimateDiff draws it, then the sample of the

@@ -126,7 +126,7 @@ class SurfaceMixin:
     def enable_free_noise(self, *args: Any, **kwargs: Any) -> None:
         """Not available: its windows inside the motion modules leave the reference out; see `pipeline.windows`."""
         raise NotImplementedError(
-            "FreeNoise does not go with a reference frame: ask for the frames that you want, such as num_frames=64, and "
+            "FreeNoise does not go with a reference frame: ask for the frames that you want, such as num_frames=64; "
             "they are made in overlapping windows that all see the reference (window_frames, window_overlap)"
         )
 

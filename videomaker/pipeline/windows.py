@@ -1,7 +1,7 @@
 """Videos longer than the motion modules reach: overlapping windows of frames, fused at every step of the denoising.
 
-Every window sees the whole reference, so the subject needs no memory from window to window. A step predicts the noise of
-each window and averages where windows overlap, the middle of a window counting most (as FreeNoise and MultiDiffusion
+Every window sees the whole reference, so the subject needs no memory from window to window. A step predicts the noise
+of each window and averages where windows overlap, the middle of a window counting most (as FreeNoise and MultiDiffusion
 do, arXiv 2310.15169 and 2302.08113); the scheduler then takes one step for the whole video. All windows have the same
 number of frames, so one compiled shape serves any length.
 """
