@@ -33,6 +33,7 @@ from videomaker.sprites.world import CELL, NUM_FRAMES, draw_background
 
 PERIODIC = ("standing", "jumping")
 FAR = 1.5  # cells
+BATCH = 8  # videos at once
 
 
 def make(pipe: VideoMakerPipeline, cases: list[Case], frames: int, overlap: int | None, fresh: bool) -> np.ndarray:
@@ -103,8 +104,9 @@ def main() -> None:
     kinds += [(f"overlap {NUM_FRAMES // 2}, fresh noise", options.frames, NUM_FRAMES // 2, True)]
     rows = {}
     for name, frames, overlap, fresh in tqdm(kinds, disable=None):
-        videos = [make(pipe, [case], frames, overlap, fresh)[0] for case in cases]
-        rows[name] = measure(np.stack(videos), cases)
+        batches = [cases[start : start + BATCH] for start in range(0, len(cases), BATCH)]
+        videos = np.concatenate([make(pipe, batch, frames, overlap, fresh) for batch in batches])
+        rows[name] = measure(videos, cases)
         print(name, {key: value if value is None else round(value, 3) for key, value in rows[name].items()}, flush=True)
     about = {"clips": options.clips, "frames": options.frames, "window": NUM_FRAMES, "seed": options.seed}
     result = {"environment": environment(torch.device("cpu")), "suite": about, "rows": rows}
