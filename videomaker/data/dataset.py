@@ -35,7 +35,7 @@ from .reference import (
     to_tensor,
 )
 from .remote import local_manifest
-from .shards import clip_file, load_image, load_mask
+from .shards import clip_file, load_mask, reference_picture
 from .video import ClipError, Video, open_video
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class ClipDataset(Dataset):
         clip, root = sample.clip, sample.root
         candidates = clip.refs or spread_frames(video.num_frames)
         ref = candidates[rng.integers(len(candidates))]
-        image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
+        image = reference_picture(root, clip, ref, video)
         mask = load_mask(root, clip, ref.mask) if ref.mask and self.config.highlight else None
         try:
             image = self._compose(ref, shape, image, mask)

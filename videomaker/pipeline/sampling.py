@@ -1,7 +1,7 @@
 """From noise to latents: the loop over the schedule, and the callbacks that may change it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from videomaker.errors import InputError
 
 from .checks import check_number
 from .inputs import Generators
+from .parts import Parts
 from .windows import Windows
 
 # (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
@@ -34,7 +35,7 @@ class State(NamedTuple):
         return self if self.guidance is None else State(self.latents, self.text.chunk(2)[1], None)
 
 
-class SamplingMixin:
+class SamplingMixin(Parts):
     """The denoising loop: eager, or through static steps where the pipeline can be."""
 
     def denoise(
@@ -48,7 +49,7 @@ class SamplingMixin:
         step_kwargs: dict[str, Any],
         added_cond_kwargs: dict[str, Any] | None = None,
         callback: Callable | None = None,
-        callback_inputs: list[str] | tuple[str, ...] = (),
+        callback_inputs: Sequence[str] = (),
         generator: Generators | None = None,
         windows: Windows | None = None,
     ) -> torch.Tensor:
@@ -73,7 +74,7 @@ class SamplingMixin:
         return latents
 
     def _denoise_once(
-        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: list[str]
+        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: Sequence[str]
     ) -> torch.Tensor:
         self._num_timesteps = len(timesteps)
         guided_steps = math.ceil(self.approximations.guidance_until * len(timesteps))
@@ -108,8 +109,9 @@ class SamplingMixin:
         )
 
     def _windowed(
-        self, windows: Windows, timesteps: torch.Tensor, reference: torch.Tensor, step_kwargs: dict[str, Any], added
-    ) -> Step:
+        self, windows: Windows, timesteps: torch.Tensor, reference: torch.Tensor, step_kwargs: dict[str, Any],
+        added: dict[str, Any] | None,
+    ) -> Step:  # fmt: skip
         """What makes one step of a video in windows: their predictions fused, then the scheduler's update."""
         if self.approximations.reuse_every > 1:
             raise InputError(
@@ -123,7 +125,9 @@ class SamplingMixin:
 
         return step
 
-    def _run_callback(self, callback: Callable, names: list[str], step: int, t: torch.Tensor, state: State) -> State:
+    def _run_callback(
+        self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: State
+    ) -> State:
         """Runs `callback` as diffusers does: it sees the named tensors and may return others in their place.
 
         Under guidance `prompt_embeds` are both halves, the negative first, as in diffusers. A callback that sets the
