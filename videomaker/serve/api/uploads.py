@@ -32,9 +32,9 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
         async with request.form(
             max_files=max_references + 2, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         ) as form:
-            fields, sources, mask_source = _split_form(form)
-            pictures = [await _uploaded(source) for source in sources]
-            mask = None if mask_source is None else await _uploaded(mask_source)
+            fields, files, mask_file = _split_form(form)
+            pictures = [await _uploaded(file) for file in files]
+            mask = None if mask_file is None else await _uploaded(mask_file)
     elif kind == "application/json":
         fields, sources = _split_json(await request.body())
         pictures = [_from_text(source) for source in sources]
