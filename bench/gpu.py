@@ -134,7 +134,7 @@ def cases_environment(options: argparse.Namespace) -> dict[str, str]:
     variables["XDG_CACHE_HOME"] = str(options.out / "untuned")
     if options.dry_run:
         variables |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    code = "import videomaker.kernels"
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('videomaker.kernels') is None)"  # no torch yet
     if subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=False).returncode:
         place = lay_out(options.out / "package")
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(place), variables.get("PYTHONPATH")]))
