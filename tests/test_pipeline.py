@@ -341,7 +341,7 @@ def test_frames_only_cross_attention():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 32}, "at most 31 frames"),
+        ({"num_frames": 32, "window_frames": 32}, "1 to 31 frames"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"height": 17}, "multiple of 2"),

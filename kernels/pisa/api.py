@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_HEAD_DIM = 256
 
 logger = logging.getLogger(__name__)
-_announced: set[str] = set()
+_announced: set[tuple[str, str]] = set()
 
 
 def pisa_attention(
@@ -108,10 +108,10 @@ def _probe() -> Tensor:
 
 
 def announce(name: str, reason: str) -> None:
-    """Says once, at the level of debugging, which backend was chosen."""
-    if torch.compiler.is_compiling() or name in _announced:
+    """Says once for each reason, at the level of debugging, which backend was chosen."""
+    if torch.compiler.is_compiling() or (name, reason) in _announced:
         return
-    _announced.add(name)
+    _announced.add((name, reason))
     logger.debug("attention backend %s: %s", name, reason)
 
 

@@ -13,6 +13,7 @@ from .naive import reference_naive
 # Published forward rates on an H100, D = 128, long sequences: FlashAttention-3 638 and cuDNN 609-671 TFLOP/s against
 # 389 of Triton's own attention. With one frame nothing is shared, so the library's kernels stand to win.
 LIBRARY_HEAD_DIM, LIBRARY_TOKENS = 128, 8192
+LIBRARY_REASON = "torch's own kernels are faster by published figures for one frame of 8192 tokens or more with D = 128"
 
 
 def reference_attention(
@@ -74,12 +75,15 @@ def reference_attention(
 
 
 def choose_reference_backend(q: Tensor, num_frames: int, backend: str = "auto") -> tuple[str, str]:
-    """The backend that `reference_attention` runs for such a `q`, and why. Raises as `choose_backend`."""
+    """The backend that `reference_attention(q, ..., num_frames=num_frames, backend=backend)` runs, and why.
+
+    Raises ValueError for a backend that does not exist or cannot run.
+    """
     name, reason = choose_backend(q, backend)
     tokens, head_dim = q.shape[1], q.shape[3]
     is_long = num_frames == 1 and head_dim == LIBRARY_HEAD_DIM and tokens >= LIBRARY_TOKENS
     if backend == "auto" and name == "triton" and is_long:
-        name, reason = "sdpa", f"F = 1, D = {head_dim}, {tokens} tokens: torch is faster by published figures"
+        name, reason = "sdpa", LIBRARY_REASON
     return name, reason
 
 
@@ -139,6 +143,8 @@ def _validate(
     for name, x in (("q", q), ("k", k), ("v", v)):
         validate_tensor(name, x, q)
     for name, x in (("k_ref", k_ref), ("v_ref", v_ref)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [B or 1, M, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
         validate_layout(name, x, q, may_be_empty=True)
         if x.shape[2:] != q.shape[2:] or x.shape[0] not in (1, q.shape[0]):
             raise ValueError(
