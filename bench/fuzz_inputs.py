@@ -16,11 +16,17 @@ import sys
 import time
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1", "COLUMNS": "400"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "NO_COLOR": "1",
+    "COLUMNS": "400",
+}
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fuzzing import KINDS, generator, zygote  # noqa: E402  tests are found by the line before
-from fuzzing.world import World, make_world  # noqa: E402
+from fuzzing import KINDS, generator, zygote
+from fuzzing.world import World, make_world
 
 
 def main() -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from videomaker.kernels import pisa_attention, reference_attention
 
 from videomaker.errors import InputError
-from videomaker.kernels import pisa_attention, reference_attention
 
 from .case import Case, Rng
 from .world import World
@@ -56,7 +56,12 @@ def _call(function: Any, tensors: Tensors, options: dict[str, Any]) -> None:
     bad = ~exact.isfinite().all(-1)
     assert (~out.isfinite().all(-1) == bad).all() or out.dtype == torch.float16, "NaN in other rows than in the exact"
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(out.dtype, 0.05)
-    close = torch.allclose(out.double()[~bad], exact[~bad], rtol=tolerance, atol=tolerance * (1 + exact[~bad].abs().max().item() if (~bad).any() else 1))
+    close = torch.allclose(
+        out.double()[~bad],
+        exact[~bad],
+        rtol=tolerance,
+        atol=tolerance * (1 + exact[~bad].abs().max().item() if (~bad).any() else 1),
+    )
     assert close or out.dtype == torch.float16, "other numbers than the exact"
 
 
@@ -79,12 +84,16 @@ def _tensor(rng: Rng, pisa: bool, tensors: Tensors, options: dict[str, Any]) -> 
         "three dimensions": value[0], "five dimensions": value[None], "one head more": torch.cat([value, value], 2),
         "no batch": value[:0], "another batch": torch.cat([value, value]), "on meta": value.to("meta"),
         "sparse": value.to_sparse(), "another width": torch.cat([value, value], 3), "fewer tokens": value[:, :-1],
-        "uint8": value.to(torch.uint8), "float8": value.to(torch.float8_e4m3fn), "strided": torch.cat([value, value], 3)[..., ::2],
+        "uint8": value.to(torch.uint8), "float8": value.to(torch.float8_e4m3fn),
+        "strided": torch.cat([value, value], 3)[..., ::2],
     }  # fmt: skip
     what = rng.pick(changes)
     tensors[name] = changes[what]
     either = (
-        what == "strided" or value.shape[1] == 0 or (name == "q" and what in ("float64",)) or not pisa and what == "fewer tokens"
+        what == "strided"
+        or value.shape[1] == 0
+        or (name == "q" and what in ("float64",))
+        or (not pisa and what == "fewer tokens")
     )
     return f"{name} is {what}", "either" if either else "refused"
 

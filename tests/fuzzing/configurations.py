@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from videomaker.train.config import TrainConfig
 from videomaker.train.overrides import as_dict
 

@@ -13,7 +13,9 @@ Path_ = tuple[str | int, ...]
 
 def places(document: Any, path: Path_ = ()) -> list[Path_]:
     """The path of every value in a JSON document, containers included."""
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
     found = [path] if path else []
     for key, value in items:
         found += places(value, (*path, key))

@@ -120,7 +120,9 @@ def _defaults(rng: Rng, model: Path) -> tuple[str, str]:
     way = rng.pick(("wrong", "absent", "unknown", "odd", "text"))
     if way == "wrong":
         value = wrong_value(document, place, rng)
-        expect = "either" if value is None or type(value) is int and place[0] in ("fps", "guidance_scale") else "refused"
+        expect = (
+            "either" if value is None or (type(value) is int and place[0] in ("fps", "guidance_scale")) else "refused"
+        )
         document, what = with_value(document, place, value), f"{place[0]} is {str(value)[:40]!r}"
     elif way == "absent":
         document, what = without(document, place), f"without {place[0]}"

@@ -72,7 +72,8 @@ def _use(rng: Rng, world: World, path: Path, what: str, expect: str) -> Case:
     """The command line, or one of the readers, gets the file."""
     way = rng.choices(("reader", "labels", "bytes", "generate", "mask"), (4, 2, 1, 2, 1))[0]
     if way == "generate":
-        return Case(f"reference: {what}", world.generate("-o", "out.mp4", "-r", path)[:-2], expect)
+        words = ["generate", "--model", str(world.model), f"--reference={path}", "-p", "a fox", *world.small()]
+        return Case(f"reference: {what}", [*words, "-o", "out.mp4"], expect)
     if way == "mask":
         words = ["generate", "--model", str(world.model), "-r", str(world.picture), "-p", "a fox", *world.small()]
         return Case(f"mask: {what}", [*words, "--mask", str(path), "-o", "out.mp4"], _of_mask(expect))

@@ -38,7 +38,9 @@ def case(rng: Rng, world: World, folder: Path) -> Case:
     record = json.loads(world.record.read_text())
     path, output = folder / "x.json", folder / "out.mp4"
     words = ["generate", "--from-json", str(path), "-o", str(output)]
-    way = rng.choices(("wrong kind", "odd", "absent", "text", "content", "no file", "nothing"), (5, 4, 3, 2, 1, 1, 1))[0]
+    way = rng.choices(("wrong kind", "odd", "absent", "text", "content", "no file", "nothing"), (5, 4, 3, 2, 1, 1, 1))[
+        0
+    ]
     if way in ("text", "content", "no file"):
         what, path = _unreadable(way, record, rng, folder)
         words[2] = str(path)

@@ -32,7 +32,8 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--negative-preset": (("people", "objects"), ("cats", "", "People")),
     "--box": (
         ("4,4,28,28", "0,0,32,32", " 1, 1, 20, 20"),
-        ("", "1,2,3", "a,b,c,d", "9,9,3,3", "nan,0,9,9", "0,0,inf,9", "-5,-5,-1,-1", "40,40,60,60", "1;2;3;4", "0,0,0,9"),
+        ("", "1,2,3", "a,b,c,d", "9,9,3,3", "nan,0,9,9", "0,0,inf,9", "-5,-5,-1,-1", "40,40,60,60",
+         "1;2;3;4", "0,0,0,9"),
     ),
     "--weights": ((), ("missing.safetensors", ".", "", "/dev/zero", "x" * 5000, "a\nb")),
     "--motion-adapter": ((), ("missing", "", "x" * 5000, "/dev/zero")),
@@ -73,6 +74,6 @@ def case(rng: Rng, world: World, folder: Path) -> Case:
 
 def _good(given: dict[str, str]) -> str:
     """Whether what is good one by one is good together."""
-    if "--fps" in given and "--format" in given or len(given) > 1:
+    if ("--fps" in given and "--format" in given) or len(given) > 1:
         return "either"
     return "works"

@@ -40,6 +40,7 @@ class Outcome:
     expect: str = "either"
     code: int | None = None
     seconds: float = 0.0
+    cpu: float = 0.0
     error: str = ""
     left: tuple[str, ...] = ()
     wrong: str = ""
@@ -67,24 +68,25 @@ def run_case(name: str, make: Callable[[Path], Case]) -> Outcome:
         child = os.fork()
         if child == 0:
             _in_child(place, make)
-        status = _wait(child, start + WALL_SECONDS)
+        status, cpu = _wait(child, start + WALL_SECONDS)
         outcome = _judge(name, place, status)
+        outcome.cpu = round(cpu, 2)
     finally:
         _remove(place)
     outcome.seconds = round(time.monotonic() - start, 2)
     return outcome
 
 
-def _wait(child: int, until: float) -> int | None:
-    """The child's status, or None when its time was up."""
+def _wait(child: int, until: float) -> tuple[int | None, float]:
+    """The child's status, or None when its time was up; and its seconds of processor time."""
     while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
-            return status
-        time.sleep(0.01)
+            return status, usage.ru_utime + usage.ru_stime
+        time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    _, _, usage = os.wait4(child, 0)
+    return None, usage.ru_utime + usage.ru_stime
 
 
 def _remove(place: Path) -> None:
@@ -136,7 +138,9 @@ def _redirect(place: Path) -> None:
     os.dup2(reader, 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)
+    sys.stdin = os.fdopen(0)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
 
 
 def _mark_work(mark: Path) -> None:
@@ -206,6 +210,8 @@ def _judge(name: str, place: Path, status: int | None) -> Outcome:
     about = json.loads((place / "about.json").read_text())
     outcome = Outcome(name, about["what"], about["command"], about["expect"])
     stderr = (place / "stderr").read_text(errors="replace") if (place / "stderr").exists() else ""
+    if not stderr and (place / "stdout").exists():
+        stderr = (place / "stdout").read_text(errors="replace")  # the help, where words are lacking
     outcome.error = stderr[-1500:]
     outcome.code = None if status is None else os.waitstatus_to_exitcode(status)
     before, after = about["before"], snapshot(place / "folder")
@@ -248,8 +254,10 @@ def _unclear(stderr: str) -> str:
     lines = stderr.strip().splitlines()
     if not lines:
         return "refused without a word"
-    errors = [line for line in lines if line.startswith("error: ")]
-    if not errors and not any(line.startswith("Usage:") or "usage:" in line for line in lines):
+    errors = [line for line in lines if line.startswith(("error: ", "Error: "))]
+    if not errors and any(line.strip().lower().startswith("usage:") for line in lines):
+        return ""  # a command's help, or what its parser says
+    if not errors:
         return "refused without an error's line"
     if errors and len(errors[-1]) > LONGEST_MESSAGE:
         return "an error longer than a line"

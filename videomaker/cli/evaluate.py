@@ -90,14 +90,16 @@ def run(
 
     The same command goes on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs import negatives, request
 
     negative = negatives.negative_prompt(negative_prompt, negative_preset)
-    part, task = parse_shard(shard), read_suite(suite)
+    part = parse_shard(shard)
     _check_table(paper)
     recipe = request.Recipe(
         request.ModelSpec(
@@ -147,14 +149,16 @@ def measure(
     Prompts are counted from 0 in the suite's order. The same command goes
     on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import first_size, measure_videos, parse_shard
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.prepare import resolve_model
     from videomaker.jobs.request import ModelSpec
 
-    part, task, chosen = parse_shard(shard), read_suite(suite), protocol_named(protocol)
+    part, chosen = parse_shard(shard), protocol_named(protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
     networks = _open(models, chosen, flow, face, where)

@@ -118,6 +118,8 @@ def generate(
     )
     if artifacts is not None and not compile:
         raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
+    if models is not None and not highlight:
+        raise InputError(f"--models {models} goes with --highlight WORD: add it")
     sheet = places.sheet_path(output) if contact_sheet else None
     inputs = [*pictures, *map(Path, prompt or [])]
     _check(jobs, recipe, sheet, inputs)
