@@ -42,6 +42,14 @@ FaceName = Annotated[
     Literal["insightface", "dlib"],
     typer.Option("--face", help="dlib brings its weights; never beside ArcFace's numbers.", rich_help_panel=MEASURES),
 ]
+OpenS2V = Annotated[
+    bool,
+    typer.Option(
+        "--opens2v/--no-opens2v",
+        help="Also OpenS2V-Eval's measures that need no closed model: aesthetic/ gme/ in --models, and OpenCV.",
+        rich_help_panel=MEASURES,
+    ),
+]
 ShardText = Annotated[str, typer.Option("--shard", help="i/n: the i-th of n equal parts, to be run side by side.")]
 Paper = Annotated[
     str | None,
@@ -57,6 +65,7 @@ def run(
     protocol: ProtocolName = "paper",
     flow: Flow = "raft",
     face: FaceName = "insightface",
+    opens2v: OpenS2V = False,
     shard: ShardText = "1/1",
     paper: Paper = None,
     plain: Annotated[
@@ -117,7 +126,7 @@ def run(
     prepared = prepare_model(recipe)
     settings, where = prepared.recipe.settings, prepared.recipe.model.device
     chosen = protocol_named(protocol)
-    networks = _open(models, chosen, flow, face, where)
+    networks = _open(models, chosen, flow, face, where, opens2v)
     task = _highlighted(task, out, (settings.height, settings.width), highlight, mask, box, models, where)
     with _progress() as progress:
         run_suite(
@@ -135,6 +144,7 @@ def measure(
     protocol: ProtocolName = "paper",
     flow: Flow = "raft",
     face: FaceName = "insightface",
+    opens2v: OpenS2V = False,
     shard: ShardText = "1/1",
     paper: Paper = None,
     highlight: options.HighlightWord = "",
@@ -157,7 +167,7 @@ def measure(
     part, task, chosen = parse_shard(shard), read_suite(suite), protocol_named(protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
-    networks = _open(models, chosen, flow, face, where)
+    networks = _open(models, chosen, flow, face, where, opens2v)
     size = first_size(videos, task) or (512, 512)
     task = _highlighted(task, out, size, highlight, mask, box, models, where)
     with _progress() as progress:
@@ -183,14 +193,19 @@ def _check_table(paper: str | None) -> None:
         published.table(paper)
 
 
-def _open(models: Path | None, protocol: Any, flow: str, face: str, device: str) -> Any:
-    from videomaker.evaluation.kit import GROUPS, open_networks
+def _open(models: Path | None, protocol: Any, flow: str, face: str, device: str, opens2v: bool) -> Any:
+    from videomaker.evaluation.kit import ALL_GROUPS, open_networks
+    from videomaker.evaluation.opens2v import TITLES as OPENS2V_TITLES
+    from videomaker.evaluation.opens2v import UNAVAILABLE
     from videomaker.evaluation.protocol import TITLES
 
+    titles = TITLES | OPENS2V_TITLES
     with console().status("Loading the networks that measure"):
-        networks = open_networks(models, protocol, flow=flow, face=face, device=device)
+        networks = open_networks(models, protocol, flow=flow, face=face, device=device, opens2v=opens2v)
     for group, reason in networks.missing.items():
-        typer.echo(f"not measured: {', '.join(TITLES[name] for name in GROUPS[group])}: {reason}", err=True)
+        typer.echo(f"not measured: {', '.join(titles[name] for name in ALL_GROUPS[group])}: {reason}", err=True)
+    for name, reason in UNAVAILABLE.items() if opens2v else ():
+        typer.echo(f"not measured: {OPENS2V_TITLES[name]}: {reason}", err=True)
     if not networks.present:
         raise InputError("no measure can be taken: give --models FOLDER with clip/, dino/, face/ or raft/ in it")
     return networks
