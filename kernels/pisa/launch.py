@@ -160,12 +160,12 @@ def run_backward_key(
     """
     k, v, geometry = problem.k, problem.v, problem.geometry
     plan = plan_backward_key(geometry, own, reference, config)
-    own_gradients = k.new_empty(k.shape), v.new_empty(v.shape)
+    own_gradients = gradient_memory(k), gradient_memory(v)
     if geometry.ref_queries:
         first, count = geometry.num_frames * geometry.num_tokens, geometry.num_ref_tokens
-        ref_gradients = tuple(x.narrow(1, first, count) for x in own_gradients)
+        ref_gradients = own_gradients[0].narrow(1, first, count), own_gradients[1].narrow(1, first, count)
     else:
-        ref_gradients = tuple(x.new_empty(x.shape) for x in (problem.k_ref, problem.v_ref))
+        ref_gradients = gradient_memory(problem.k_ref), gradient_memory(problem.v_ref)
     partials = [k.new_empty(plan.partials, dtype=torch.float32) for _ in ref_gradients]
     *integers, num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups = plan.integers
     pisa_backward_key[plan.grid](
@@ -178,6 +178,11 @@ def run_backward_key(
         for partial, gradient in zip(partials, ref_gradients, strict=True):
             _sum(partial, gradient)
     return *own_gradients, *ref_gradients
+
+
+def gradient_memory(x: Tensor, needed: bool = True) -> Tensor:
+    """Contiguous memory for a gradient; for one that nobody needs only a batch, which vmap folds."""
+    return x.new_empty(x.shape if needed else (x.shape[0], 0))
 
 
 def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> Any:

@@ -38,8 +38,8 @@ def partials_forward(
     out, lse = empty_outputs(q, num_frames, 0)
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
         for group in groups(frames[0], reference[0].shape[2]):
-            *inputs, out_f = (x[group] for x in frames)
-            merged, lse[video, group] = attend_frames(attend, *inputs, *reference, scale, video_bias)
+            q_f, k_f, v_f, out_f = (x[group] for x in frames)
+            merged, lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias)
             out_f.copy_(merged)
     return out, lse
 
@@ -65,14 +65,17 @@ def partials_backward(
     for video, frames, reference, video_bias in _videos(tensors, (k_ref, v_ref), bias, lse.shape[1]):
         shared = [x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in ref_grads]
         for group in groups(frames[0], reference[0].shape[2]):
-            *inputs, dq, dk, dv = (x[group] for x in frames)
-            terms = attend_frames_backward(attend, *inputs, lse[video, group], *reference, scale, video_bias)
+            grad, q_f, k_f, v_f, out_f, dq, dk, dv = (x[group] for x in frames)
+            terms = attend_frames_backward(
+                attend, grad, q_f, k_f, v_f, out_f, lse[video, group], *reference, scale, video_bias
+            )
             torch.add(terms[0], terms[1], out=dq)
             dk.copy_(terms[2])
             dv.copy_(terms[3])
             for total, term in zip(shared, terms[4:], strict=True):
                 total[:, :, : term.shape[2]] += term
-    return *grads, *(x.to(q.dtype) for x in ref_grads)
+    (q_grad, k_grad, v_grad), (k_ref_grad, v_ref_grad) = grads, ref_grads
+    return q_grad, k_grad, v_grad, k_ref_grad.to(q.dtype), v_ref_grad.to(q.dtype)
 
 
 @partials_backward.register_fake
@@ -80,12 +83,13 @@ def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, scale: float, kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, k_ref, v_ref))
+    empty = [x.new_empty(x.shape) for x in (q, k, v, k_ref, v_ref)]
+    return empty[0], empty[1], empty[2], empty[3], empty[4]
 
 
 def _videos(
     tensors: tuple[Tensor, ...], reference: tuple[Tensor, Tensor], bias: Tensor | None, num_frames: int
-) -> Iterator[tuple[int, list[Tensor], list[Tensor], Tensor | None]]:
+) -> Iterator[tuple[int, list[Tensor], tuple[Tensor, Tensor], Tensor | None]]:
     """For each video: its number, frames `[F, H, N, D]`, reference `[1, H, M, D]` and bias `[H]`.
 
     On a CPU a reference that every head leaves out comes without tokens; elsewhere, where looking would stop the
@@ -93,16 +97,16 @@ def _videos(
     """
     for video in range(len(tensors[0])):
         frames = [x[video].unflatten(0, (num_frames, -1)).transpose(1, 2) for x in tensors]
-        shared = [x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in reference]
+        k_ref, v_ref = (x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in reference)
         if bias is None:
-            yield video, frames, shared, None
+            yield video, frames, (k_ref, v_ref), None
             continue
         left_out = bias[video] == float("-inf")  # [H]
         if bias.device.type == "cpu" and left_out.all():
-            shared = [x[:, :, :0] for x in shared]
+            k_ref, v_ref = (x[:, :, :0] for x in (k_ref, v_ref))
         elif bias.device.type != "cpu" or left_out.any():
-            shared = [x.masked_fill(left_out[:, None, None], 0) for x in shared]
-        yield video, frames, shared, bias[video]
+            k_ref, v_ref = (x.masked_fill(left_out[:, None, None], 0) for x in (k_ref, v_ref))
+        yield video, frames, (k_ref, v_ref), bias[video]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
