@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from videomaker.errors import InputError
 from videomaker.files import is_lfs_pointer, read_json
@@ -122,3 +123,32 @@ def _check_numbers(file: Path, tensors: dict[str, dict]) -> None:
         kind = about.get("dtype")
         if kind not in _FLOATING and not (name.endswith(_COUNTS) and kind in ("I64", "I32")):
             raise InputError(f"{file} holds {name} as {str(kind)[:20]}, not as floating numbers: give such weights")
+
+
+def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
+    """Any class of transformers from a local folder; of a model every tensor, since what is not there would be random.
+
+    Args:
+        kind: a model, a processor or a tokenizer, "Auto" ones included.
+        folder: in the transformers format.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: it cannot be loaded, or it lacks tensors; the message is one line.
+    """
+    is_model = hasattr(kind, "config_class") or "ModelFor" in kind.__name__
+    told = {"output_loading_info": True} if is_model else {}
+    try:
+        found = kind.from_pretrained(folder, local_files_only=True, **told, **options)
+    except Exception as error:  # missing, damaged or another model's: each loader complains in its own way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
+    if not is_model:
+        return found
+    model, report = found
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{folder} cannot be loaded as {kind.__name__}: it lacks {len(missing)} tensors, such as {missing[0]}; "
+            "it may hold another model"
+        )
+    return model
