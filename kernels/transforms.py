@@ -59,9 +59,9 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
-def empty_gradient(x: Tensor) -> Tensor:
-    """In place of a gradient that nobody needs; it has a batch, which vmap folds."""
-    return x.new_empty((x.shape[0], 0))
+def gradient_memory(x: Tensor, needed: bool = True) -> Tensor:
+    """Contiguous memory for a gradient; for one that nobody needs only a batch, which vmap folds."""
+    return x.new_empty(x.shape if needed else (x.shape[0], 0))
 
 
 def fold(x: Any, dim: int | None, size: int) -> Any:

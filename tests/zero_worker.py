@@ -1,4 +1,4 @@
-"""What each rank of tests/test_zero.py runs under the `deepspeed` launcher: a scenario on a tiny model."""
+"""What each rank of tests/test_train_zero.py runs under the `deepspeed` launcher: a scenario on a tiny model."""
 
 import argparse
 import hashlib

@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,7 +20,7 @@ from videomaker.errors import InputError
 from videomaker.pipeline.memory import PeakMemory, module_bytes
 
 from .config import TrainConfig
-from .meta import meta_pipeline
+from .meta import MetaParts, meta_pipeline
 from .model import DTYPES, Denoiser, prepare_denoiser
 from .recompute import checkpointing_mode, stays_on_device
 from .step import Draws
@@ -108,7 +107,7 @@ def _peak(config: TrainConfig) -> int:
     return activation_peak(learner, config, pipeline.vae_scale_factor)
 
 
-def _on_meta(config: TrainConfig) -> tuple[Denoiser, SimpleNamespace]:
+def _on_meta(config: TrainConfig) -> tuple[Denoiser, MetaParts]:
     pipeline = meta_pipeline(config.model, DTYPES[config.precision])
     return prepare_denoiser(pipeline, config).to("meta"), pipeline  # peft makes its layers elsewhere
 

@@ -27,7 +27,7 @@ from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
 from .memory_report import card_bytes, choose_checkpointing
-from .model import DTYPES, Autoencoder, check_size, load_pipeline, load_vae, prepare_denoiser
+from .model import DTYPES, Autoencoder, Denoiser, check_size, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
@@ -81,7 +81,7 @@ class Trainer:
         self.inputs = Inputs(
             config,
             self.pipeline,
-            num_train_timesteps=0 if self.pipeline is None else len(self.learner.alphas_cumprod),
+            num_train_timesteps=len(self.learner.alphas_cumprod) if isinstance(self.learner, Denoiser) else 0,
             device=self.device,
         )
         self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
@@ -108,7 +108,8 @@ class Trainer:
         if config.task == "autoencoder":
             self.pipeline = None
             vae = load_vae(config.model, seed=config.seed)
-            self.learner = Autoencoder(vae, config.method, autocast=config.precision == "autocast")
+            autocast = config.precision == "autocast"
+            self.learner: Denoiser | Autoencoder = Autoencoder(vae, config.method, autocast=autocast)
             return
         self.pipeline = load_pipeline(
             config.model,
@@ -120,8 +121,9 @@ class Trainer:
         chosen, why = choose_checkpointing(config, card_bytes(self.device))
         if why and self.rank == 0:
             print(why)
-        self.learner = prepare_denoiser(self.pipeline, chosen)
-        self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
+        denoiser = prepare_denoiser(self.pipeline, chosen)
+        denoiser.alphas_cumprod = denoiser.alphas_cumprod.to(self.device)
+        self.learner = denoiser
         self.pipeline.vae.to(self.device)
         self.pipeline.text_encoder.to(self.device)
 

@@ -5,6 +5,7 @@ Frames are arrays `[F, H, W, 3]` of uint8 RGB throughout.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -108,7 +109,7 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
         container.mux(stream.encode())
 
 
-def local_url(path: str | Path) -> str:
+def local_url(path: str | os.PathLike) -> str:
     """A path as FFmpeg takes it: without the scheme, `12:30.mp4` and `pipe:0` would name protocols."""
     return f"file:{path}"
 

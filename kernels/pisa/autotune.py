@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import triton
@@ -137,11 +138,11 @@ def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, C
     num_ref_tokens = min(problem.geometry.num_ref_tokens, CHECKED_TOKENS)
     tensors = [_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v)]
     tensors.append(torch.randn_like(tensors[0], memory_format=torch.contiguous_format))
-    options = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
+    options: dict[str, Any] = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
     exact = evaluate_naive(*tensors, **options)
     naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, num_ref_tokens)
-    band = error_band(problem.q.dtype, largest_score(*tensors[:2], problem.scale))
-    checked = Problem.of_pisa(*tensors[:3], num_frames, num_ref_tokens, problem.scale)
+    band = error_band(problem.q.dtype, largest_score(tensors[0], tensors[1], problem.scale))
+    checked = Problem.of_pisa(tensors[0], tensors[1], tensors[2], num_frames, num_ref_tokens, problem.scale)
 
     def is_exact(kernel: str, config: Config) -> bool:
         with _trial(_key(checked, kernel), config):

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..transforms import gradient_memory
 from .backward import pisa_backward_key, pisa_backward_query, pisa_row_statistics
 from .configs import Config
 from .forward import pisa_forward
@@ -160,12 +161,12 @@ def run_backward_key(
     """
     k, v, geometry = problem.k, problem.v, problem.geometry
     plan = plan_backward_key(geometry, own, reference, config)
-    own_gradients = k.new_empty(k.shape), v.new_empty(v.shape)
+    own_gradients = gradient_memory(k), gradient_memory(v)
     if geometry.ref_queries:
         first, count = geometry.num_frames * geometry.num_tokens, geometry.num_ref_tokens
-        ref_gradients = tuple(x.narrow(1, first, count) for x in own_gradients)
+        ref_gradients = own_gradients[0].narrow(1, first, count), own_gradients[1].narrow(1, first, count)
     else:
-        ref_gradients = tuple(x.new_empty(x.shape) for x in (problem.k_ref, problem.v_ref))
+        ref_gradients = gradient_memory(problem.k_ref), gradient_memory(problem.v_ref)
     partials = [k.new_empty(plan.partials, dtype=torch.float32) for _ in ref_gradients]
     *integers, num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups = plan.integers
     pisa_backward_key[plan.grid](

@@ -15,7 +15,7 @@ from ..pisa.partials import (
     groups,
     no_second_derivative,
 )
-from ..transforms import differentiable, empty_gradient
+from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -45,8 +45,8 @@ def partials_forward(
     out, lse = empty_outputs(q, num_frames, 0)
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
         for group in groups(frames[0], reference[0].shape[2]):
-            *inputs, out_f = (x[group] for x in frames)
-            merged, lse[video, group] = attend_frames(attend, *inputs, *reference, scale, video_bias)
+            q_f, k_f, v_f, out_f = (x[group] for x in frames)
+            merged, lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias)
             out_f.copy_(merged)
     return out, lse
 
@@ -81,14 +81,17 @@ def partials_backward(
         for group in groups(frames[0], reference[0].shape[2]):
             grad_f, q_f, k_f, v_f, out_f = (x[group] for x in frames)
             dq, dk, dv = (None if x is None else x[group] for x in own)
-            rows = (out_f, lse[video, group])
+            lse_f = lse[video, group]
             if needs_query or needs_own:
-                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, *rows, scale))
+                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, out_f, lse_f, scale))
             if needs_query or needs_reference:
-                terms = attend_reference_backward(attend, grad_f, q_f, *rows, *reference, scale, video_bias)
+                terms = attend_reference_backward(attend, grad_f, q_f, out_f, lse_f, *reference, scale, video_bias)
                 _add((dq, *shared), terms)
-    return tuple(empty_gradient(x) if grad is None else grad.to(q.dtype)
-                 for x, grad in zip((q, k, v, k_ref, v_ref), grads, strict=True))  # fmt: skip
+    q_grad, k_grad, v_grad, k_ref_grad, v_ref_grad = (
+        gradient_memory(x, False) if grad is None else grad.to(q.dtype)
+        for x, grad in zip((q, k, v, k_ref, v_ref), grads, strict=True)
+    )
+    return q_grad, k_grad, v_grad, k_ref_grad, v_ref_grad
 
 
 def _add(totals: tuple[Tensor | None, ...], terms: tuple[Tensor, ...]) -> None:
@@ -103,9 +106,9 @@ def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, scale: float, kernel: str, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    needed = (needs_query, needs_own, needs_own, needs_reference, needs_reference)
-    return tuple(x.new_empty(x.shape) if is_needed else empty_gradient(x)
-                 for x, is_needed in zip((q, k, v, k_ref, v_ref), needed, strict=True))  # fmt: skip
+    own = gradient_memory(k, needs_own), gradient_memory(v, needs_own)
+    reference = gradient_memory(k_ref, needs_reference), gradient_memory(v_ref, needs_reference)
+    return gradient_memory(q, needs_query), *own, *reference
 
 
 def _frames(x: Tensor, num_frames: int) -> Tensor:
@@ -120,7 +123,7 @@ def _reference(x: Tensor, video: int) -> Tensor:
 
 def _videos(
     tensors: tuple[Tensor, ...], reference: tuple[Tensor, Tensor], bias: Tensor | None, num_frames: int
-) -> Iterator[tuple[int, list[Tensor], list[Tensor], Tensor | None]]:
+) -> Iterator[tuple[int, list[Tensor], tuple[Tensor, Tensor], Tensor | None]]:
     """For each video: its number, frames `[F, H, N, D]`, reference `[1, H, M, D]` and bias `[H]`.
 
     On a CPU a reference that every head leaves out comes without tokens; elsewhere, where looking would stop the
@@ -128,16 +131,16 @@ def _videos(
     """
     for video in range(len(tensors[0])):
         frames = [_frames(x[video], num_frames) for x in tensors]
-        shared = [_reference(x, video) for x in reference]
+        k_ref, v_ref = (_reference(x, video) for x in reference)
         if bias is None:
-            yield video, frames, shared, None
+            yield video, frames, (k_ref, v_ref), None
             continue
         left_out = bias[video] == float("-inf")  # [H]
         if bias.device.type == "cpu" and left_out.all():
-            shared = [x[:, :, :0] for x in shared]
+            k_ref, v_ref = (x[:, :, :0] for x in (k_ref, v_ref))
         elif bias.device.type != "cpu" or left_out.any():
-            shared = [x.masked_fill(left_out[:, None, None], 0) for x in shared]
-        yield video, frames, shared, bias[video]
+            k_ref, v_ref = (x.masked_fill(left_out[:, None, None], 0) for x in (k_ref, v_ref))
+        yield video, frames, (k_ref, v_ref), bias[video]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -15,7 +15,7 @@ from videomaker.errors import InputError
 from .terminal import show_messages
 
 # Typer brings a click of its own in some versions, so that the class cannot be imported by one name.
-_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 class _Commands(TyperGroup):

@@ -120,8 +120,7 @@ def data_cache(
     from videomaker.data.dataset import DataConfig
     from videomaker.data.encode import load_encoders
 
-    size = {"num_frames": num_frames, "frame_stride": frame_stride, "height": height, "width": width}
-    config = DataConfig(manifest=str(manifest), **size)
+    config = DataConfig(str(manifest), num_frames=num_frames, frame_stride=frame_stride, height=height, width=width)
     count, dropped = build_cache(config, load_encoders(model, vae=vae), out, starts=starts)
     _report(f"{count} clips in {out}", dropped)
 

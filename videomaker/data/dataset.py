@@ -31,7 +31,7 @@ from .reference import (
     fill_frame,
     to_tensor,
 )
-from .shards import clip_file, load_image, load_mask
+from .shards import clip_file, load_mask, reference_picture
 from .video import ClipError, Video, open_video
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class ClipDataset(Dataset):
         """The augmented reference, float32 `[C, H, W]`."""
         candidates = clip.refs or spread_frames(video.num_frames)
         ref = candidates[rng.integers(len(candidates))]
-        image = load_image(self.root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
+        image = reference_picture(self.root, clip, ref, video)
         mask = load_mask(self.root, clip, ref.mask) if ref.mask and self.config.highlight else None
         try:
             image = self._compose(ref, image, mask)

@@ -26,7 +26,7 @@ from videomaker.files import atomic_directory
 from .check import describe_counts
 from .dataset import spread_frames
 from .manifest import Clip, Reference, read_manifest, write_manifest
-from .shards import claim, clip_file, load_image
+from .shards import claim, clip_file, reference_picture
 from .video import ClipError, open_video
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -217,7 +217,7 @@ def _pictures(clip: Clip, root: Path) -> Iterator[tuple[Reference, Image.Image]]
     """The clip's references, or four frames spread over it, with their pictures."""
     with open_video(clip_file(root, clip, clip.video)) as video:
         for ref in clip.refs or spread_frames(video.num_frames):
-            yield ref, load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
+            yield ref, reference_picture(root, clip, ref, video)
 
 
 def _read_result(folder: Path, clip: Clip, text: str) -> dict[str, Any] | None:

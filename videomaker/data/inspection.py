@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 from .errors import ClipError, unexpected
 from .manifest import Clip, Reference
 from .reference import crop_to_box, mask_on_white
-from .shards import clip_file, load_image, load_mask
+from .shards import clip_file, load_mask, reference_picture
 from .video import Video, open_video
 
 
@@ -59,7 +59,7 @@ def inspect_clip(clip: Clip, root: Path) -> bool:
 
 
 def _inspect_reference(ref: Reference, clip: Clip, root: Path, video: Video) -> None:
-    image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame or 0])[0]
+    image = reference_picture(root, clip, ref, video)
     if ref.mask:
         mask = load_mask(root, clip, ref.mask)
         if mask.size == image.size and not mask.getextrema()[1]:

@@ -19,9 +19,9 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
-from .manifest import Clip, read_manifest, write_manifest
+from .manifest import Clip, Reference, read_manifest, write_manifest
 from .reference import read_mask
-from .video import ClipError, probe
+from .video import ClipError, Video, probe
 
 
 def clip_file(root: Path, clip: Clip, name: str) -> Path | io.BytesIO:
@@ -46,6 +46,15 @@ def load_image(root: Path, clip: Clip, name: str) -> Image.Image:
         return load_reference(source, name=name if isinstance(source, io.BytesIO) else None)
     except (InputError, OSError) as error:
         raise ClipError("bad reference", str(error)) from error
+
+
+def reference_picture(root: Path, clip: Clip, ref: Reference, video: Video) -> Image.Image:
+    """The picture that a reference names: a file, or a frame of its clip.
+
+    Raises:
+        ClipError: it is missing or cannot be read.
+    """
+    return load_image(root, clip, ref.image) if ref.image else video.read([ref.frame or 0])[0]
 
 
 def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:

@@ -111,9 +111,11 @@ def highlight_picture(
     box = highlight.box
     if mask is None and box is None:
         mask, box = _find(image, highlight.word, finder)
-    if mask is not None and mask.getbbox() is None:
+    found = None if mask is None else mask.getbbox()
+    if mask is not None and found is None:
         raise InputError(f"mask {highlight.mask or highlight.word} is empty: nothing of the picture would be left")
-    box = box or mask.getbbox()
+    box = box or found
+    assert box is not None  # a box, or a mask that is not empty
     try:
         return compose_reference(image, height=height, width=width, mask=mask, box=box), box
     except ValueError as error:

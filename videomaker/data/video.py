@@ -251,8 +251,8 @@ _REWRITE = "rewrite it with `ffmpeg -i IN OUT.mp4`"
 def _open(source: VideoSource) -> av.container.InputContainer:
     if isinstance(source, io.BytesIO):
         source.seek(0)
-        return av.open(source, options=_FORMAT_OPTIONS, metadata_errors="replace")
-    return av.open(local_url(source), options=_FORMAT_OPTIONS, metadata_errors="replace")
+        return av.open(source, "r", options=_FORMAT_OPTIONS, metadata_errors="replace")
+    return av.open(local_url(source), "r", options=_FORMAT_OPTIONS, metadata_errors="replace")
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from .finished import fingerprint
 from .model_check import check_model, check_parts
 from .parts import build_pipeline, fuse_loras
 from .record import component_digests
-from .request import Job, ModelSpec, Recipe, Settings
+from .request import Job, ModelSpec, Recipe
+from .resolved import ResolvedRecipe, ResolvedSettings
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Prepared:
     """A loaded pipeline, the recipe with nothing left open, and the digests of the pipeline's parts."""
 
     pipe: VideoMakerPipeline
-    recipe: Recipe
+    recipe: ResolvedRecipe
     digests: dict[str, str]
     fingerprint: str | None = None  # of `videomaker.jobs.finished`
 
@@ -59,8 +60,8 @@ def resolve_model(spec: ModelSpec) -> ModelSpec:
         choose_backend(torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype]), spec.attention_backend)
     except ValueError as error:
         raise InputError(str(error)) from error
-    places = {name: pin(place) for name in ("source", "motion_adapter", "vae") if (place := getattr(spec, name))}
-    return replace(spec, device=str(device), dtype=dtype, **places)
+    adapter, vae = (place and pin(place) for place in (spec.motion_adapter, spec.vae))
+    return replace(spec, device=str(device), dtype=dtype, source=pin(spec.source), motion_adapter=adapter, vae=vae)
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -118,11 +119,11 @@ def prepare(asked: Recipe) -> Prepared:
         logger.warning(note)
     settings = resolve_settings(asked.settings, defaults, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     _check_settings(settings, pipe)
-    recipe = Recipe(model, settings, resolve_output(asked.output, settings))
+    recipe = ResolvedRecipe(model=model, settings=settings, output=resolve_output(asked.output, settings))
     return Prepared(pipe, recipe, component_digests(pipe), fingerprint(asked.model))
 
 
-def _check_settings(settings: Settings, pipe: VideoMakerPipeline) -> None:
+def _check_settings(settings: ResolvedSettings, pipe: VideoMakerPipeline) -> None:
     most_steps = pipe.scheduler.config.num_train_timesteps
     if not 1 <= settings.steps <= most_steps:
         raise InputError(f"{settings.steps} steps: this model's schedule has 1 to {most_steps}")

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
 from videomaker.errors import InputError
@@ -104,7 +105,7 @@ def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
             raise InputError(f"this pipeline has no {name}; load it with one to make videos")
 
 
-def check_processors(unet: torch.nn.Module) -> None:
+def check_processors(unet: UNetMotionModel) -> None:
     """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
 
     diffusers' own methods (`set_attn_processor`, `fuse_qkv_projections`, …) replace every processor of a UNet.

@@ -1,7 +1,7 @@
 """From noise to latents: the loop over the schedule, and the callbacks that may change it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from videomaker.errors import InputError
 
 from .checks import check_number
 from .inputs import Generators
+from .parts import Parts
 
 # (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
 Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -32,7 +33,7 @@ class State(NamedTuple):
         return self if self.guidance is None else State(self.latents, self.text.chunk(2)[1], None)
 
 
-class SamplingMixin:
+class SamplingMixin(Parts):
     """The denoising loop: eager, or through static steps where the pipeline can be."""
 
     def denoise(
@@ -46,7 +47,7 @@ class SamplingMixin:
         step_kwargs: dict[str, Any],
         added_cond_kwargs: dict[str, Any] | None = None,
         callback: Callable | None = None,
-        callback_inputs: list[str] | tuple[str, ...] = (),
+        callback_inputs: Sequence[str] = (),
         generator: Generators | None = None,
     ) -> torch.Tensor:
         """From noise to the frames' latents `[B, C, F, h, w]`; the reference comes in clean at every step."""
@@ -67,7 +68,7 @@ class SamplingMixin:
         return latents
 
     def _denoise_once(
-        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: list[str]
+        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: Sequence[str]
     ) -> torch.Tensor:
         self._num_timesteps = len(timesteps)
         guided_steps = math.ceil(self.approximations.guidance_until * len(timesteps))
@@ -102,7 +103,15 @@ class SamplingMixin:
         )
 
     def _eager_step(
-        self, timesteps, reference, step_kwargs, added_cond_kwargs, index: int, latents, text, guidance
+        self,
+        timesteps: torch.Tensor,
+        reference: torch.Tensor,
+        step_kwargs: dict[str, Any],
+        added_cond_kwargs: dict[str, Any] | None,
+        index: int,
+        latents: torch.Tensor,
+        text: torch.Tensor,
+        guidance: torch.Tensor | None,
     ) -> torch.Tensor:
         t = timesteps[index]
         if added_cond_kwargs is not None and guidance is None:
@@ -113,7 +122,9 @@ class SamplingMixin:
         )  # fmt: skip
         return self.scheduler.step(noise, t, latents, **step_kwargs).prev_sample
 
-    def _run_callback(self, callback: Callable, names: list[str], step: int, t: torch.Tensor, state: State) -> State:
+    def _run_callback(
+        self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: State
+    ) -> State:
         """Runs `callback` as diffusers does: it sees the named tensors and may return others in their place.
 
         Under guidance `prompt_embeds` are both halves, the negative first, as in diffusers. A callback that sets the

@@ -9,6 +9,7 @@ from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_la
 from videomaker.errors import InputError
 
 from .checks import check_tensor
+from .parts import Parts
 
 
 def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
@@ -21,7 +22,7 @@ def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
     return texts
 
 
-class TextMixin:
+class TextMixin(Parts):
     """Encodes every different prompt once and alone, so that its numbers are the same in any batch."""
 
     def encode_text(
@@ -42,7 +43,7 @@ class TextMixin:
         text, negative = prompt_embeds, negative_prompt_embeds
         width = self.unet.config.cross_attention_dim
         if text is None:
-            prompts = prompt if isinstance(prompt, list) else [prompt]
+            prompts = prompt if isinstance(prompt, list) else [prompt or ""]
             text = self._encode_prompts(prompts, self.clip_skip)
         else:
             check_tensor("prompt_embeds", text, (None, None, width))
@@ -124,5 +125,5 @@ class TextMixin:
                 unscale_lora_layers(self.text_encoder, scale)
         if clip_skip is None:
             return output[0]
-        model = getattr(self.text_encoder, "text_model", self.text_encoder)
+        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])

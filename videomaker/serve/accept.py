@@ -57,7 +57,7 @@ def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> 
         ApiError: it is refused; no file of it stays.
     """
     uploads = _decode(state, sent)
-    earlier = _earlier_references(state, asked, call.owner) if asked.reference_of else None
+    earlier = _earlier_references(state, asked.reference_of, call.owner) if asked.reference_of else None
     if bool(uploads) == bool(earlier):
         problem = "no picture of the subject" if not uploads else "input_reference and reference_of do not go together"
         raise ApiError(
@@ -67,7 +67,7 @@ def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> 
     id = f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
     if earlier:
         request["references"] = _copied(request, earlier, id)
-        files = []
+        files: list[bytes] = []
     else:
         fitted = [media.fit_reference(u.image, request["width"], request["height"], request["fit"]) for u in uploads]
         request["references"], files = _described(uploads, fitted, id)
@@ -98,10 +98,10 @@ def _decode(state: State, sent: list[bytes]) -> list[pictures.Upload]:
         raise ApiError(400, str(error), "input_reference", "invalid_image") from error
 
 
-def _earlier_references(state: State, asked: VideoRequest, owner: Owner) -> dict[str, Any]:
-    row = state.listing.get(asked.reference_of, owner.id)
+def _earlier_references(state: State, id: str, owner: Owner) -> dict[str, Any]:
+    row = state.listing.get(id, owner.id)
     if row is None:
-        raise ApiError(404, f"there is no video {asked.reference_of!r}", "reference_of", "video_not_found")
+        raise ApiError(404, f"there is no video {id!r}", "reference_of", "video_not_found")
     return row.request
 
 

@@ -37,8 +37,8 @@ class Shape(BaseModel):
     num_frames: int = Field(ge=1, le=1024)
     height: int = Field(ge=8, le=8192)
     width: int = Field(ge=8, le=8192)
-    num_references: int = Field(1, ge=1, le=16)
-    batch: int = Field(1, ge=1, le=64)
+    num_references: int = Field(default=1, ge=1, le=16)
+    batch: int = Field(default=1, ge=1, le=64)
     guidance: bool = True
 
     def __str__(self) -> str:
@@ -109,10 +109,15 @@ class ServeConfig(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the file."""
-        return sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
     def database_url(self) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # Windows: writers wait as SQLite lets them
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
-from sqlalchemy import Connection, create_engine, event, literal_column, make_url, select
+from sqlalchemy import ColumnElement, Connection, create_engine, event, literal_column, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -43,9 +44,9 @@ class Database:
         if kind not in _CLOCKS:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
         self.is_sqlite = kind == "sqlite"
-        self.now = literal_column(_CLOCKS[kind])
+        self.now: ColumnElement[float] = literal_column(_CLOCKS[kind])
         self._line: Path | None = None
-        options = {} if pooled else {"poolclass": NullPool}
+        options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
         if self.is_sqlite:
             file = Path(make_url(url).database or "")
             file.parent.mkdir(parents=True, exist_ok=True)

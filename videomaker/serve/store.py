@@ -10,7 +10,7 @@ from pathlib import Path
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
-from obstore.store import LocalStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 CHUNK = 256 * 1024
 
@@ -70,8 +70,8 @@ class Store:
             yield bytes(await obstore.get_range_async(self._store, key, start=position, end=end))
 
     def signed_url(self, key: str, seconds: float) -> str | None:
-        """A link to the file that the store itself answers for a while; None where files lie in a folder."""
-        if self.folder is not None:
+        """A link to the file that the store itself answers for a while; None where it has no such links."""
+        if not isinstance(self._store, (AzureStore, GCSStore, S3Store)):
             return None
         return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
 

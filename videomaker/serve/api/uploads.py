@@ -32,8 +32,8 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
         async with request.form(
             max_files=max_references + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         ) as form:
-            fields, sources = _split_form(form)
-            pictures = [await _uploaded(source) for source in sources]
+            fields, files = _split_form(form)
+            pictures = [await _uploaded(file) for file in files]
     elif kind == "application/json":
         fields, sources = _split_json(await request.body())
         pictures = [_from_text(source) for source in sources]
