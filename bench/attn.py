@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,10 @@ class Gate:
     def wrong(self, rival: Rival) -> str | None:
         """Why the rival may not be timed, or None."""
         *qkv, grad_out = self.tensors
+        # Dynamo guards on the switch that poisons: what is compiled here would be compiled again to be timed.
+        poison = nullcontext() if rival.compiled else poisoned_memory()
         try:
-            with poisoned_memory(), torch.set_grad_enabled(not rival.forward_only):
+            with poison, torch.set_grad_enabled(not rival.forward_only):
                 if rival.forward_only:
                     results = [rival.attend(*qkv, **self.case.options)]
                 else:

@@ -9,14 +9,7 @@ from torch import Tensor
 
 from .._ops import add_op_namespace_prefix
 from ..transforms import differentiable, gradient_memory, register_batching
-from .launch import (
-    Problem,
-    empty_outputs,
-    run_backward_key,
-    run_backward_query,
-    run_forward,
-    run_row_statistics,
-)
+from .launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret  # the kernels run on the CPU: Triton decides it where they are defined

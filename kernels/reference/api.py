@@ -6,7 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..pisa.api import announce, autocast, choose_backend, validate_layout, validate_tensor
+from ..pisa.api import (
+    announce,
+    autocast,
+    check_scale,
+    check_whole,
+    choose_backend,
+    validate_layout,
+    validate_tensor,
+)
 from ..transforms import refuse_forward_mode
 from .naive import reference_naive
 
@@ -105,12 +113,16 @@ def _score_bias(q: Tensor, use_reference: Tensor | None, reference_bias: float |
         bias = bias.unsqueeze(-1) if bias.ndim == 1 else bias
         bias = bias.expand(batch, heads)
     else:
+        if reference_bias is not None and not hasattr(reference_bias, "__float__"):
+            raise ValueError(f"reference_bias must be a number or a tensor, got {reference_bias!r}")
         value = 0.0 if reference_bias is None else float(reference_bias)
         if math.isnan(value) or value == math.inf:
             raise ValueError(f"reference_bias must be finite, or -inf to leave the reference out, got {value}")
         bias = torch.full((batch, heads), value, dtype=dtype, device=q.device)
     if use_reference is None:
         return bias
+    if not isinstance(use_reference, Tensor):
+        raise ValueError(f"use_reference must be a bool tensor of shape [{batch}], got {type(use_reference).__name__}")
     if use_reference.dtype != torch.bool or tuple(use_reference.shape) != (batch,):
         raise ValueError(
             f"use_reference must be bool of shape [{batch}], one for each video, got {use_reference.dtype} "
@@ -152,7 +164,7 @@ def _validate(
             )
     if k_ref.shape != v_ref.shape:
         raise ValueError(f"v_ref has shape {tuple(v_ref.shape)}, k_ref has {tuple(k_ref.shape)}: they must be equal")
+    check_whole(num_frames=num_frames)
+    check_scale(scale)
     if num_frames < 1 or q.shape[1] % num_frames:
         raise ValueError(f"num_frames must be at least 1 and divide the {q.shape[1]} tokens of q, got {num_frames}")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix
-from ..pisa.launch import (
-    Problem,
-    empty_outputs,
-    run_backward_key,
-    run_backward_query,
-    run_forward,
-    run_row_statistics,
-)
+from ..pisa.launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 from ..pisa.op import INTERPRETED
 from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching

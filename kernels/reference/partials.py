@@ -81,17 +81,17 @@ def partials_backward(
         for group in groups(frames[0], reference[0].shape[2]):
             grad_f, q_f, k_f, v_f, out_f = (x[group] for x in frames)
             dq, dk, dv = (None if x is None else x[group] for x in own)
-            lse_f = lse[video, group]
+            rows = (out_f, lse[video, group])
             if needs_query or needs_own:
-                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, out_f, lse_f, scale))
+                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, *rows, scale))
             if needs_query or needs_reference:
-                terms = attend_reference_backward(attend, grad_f, q_f, out_f, lse_f, *reference, scale, video_bias)
+                terms = attend_reference_backward(attend, grad_f, q_f, *rows, *reference, scale, video_bias)
                 _add((dq, *shared), terms)
-    q_grad, k_grad, v_grad, k_ref_grad, v_ref_grad = (
+    dq, dk, dv, dk_ref, dv_ref = (
         gradient_memory(x, False) if grad is None else grad.to(q.dtype)
         for x, grad in zip((q, k, v, k_ref, v_ref), grads, strict=True)
     )
-    return q_grad, k_grad, v_grad, k_ref_grad, v_ref_grad
+    return dq, dk, dv, dk_ref, dv_ref
 
 
 def _add(totals: tuple[Tensor | None, ...], terms: tuple[Tensor, ...]) -> None:
