@@ -25,11 +25,12 @@ def inputs(ref_batch: int = B, dtype: torch.dtype = torch.float32) -> list[Tenso
     return [*own, *(torch.randn(ref_batch, M, H, D, dtype=dtype, requires_grad=True) for _ in range(2))]
 
 
-@pytest.mark.parametrize("seed", range(0, 60, 5))
+@pytest.mark.parametrize("seed", range(0, 60, 10))
 def test_random_shapes(fuzz: ModuleType, seed: int) -> None:
     """A small part of `python bench/fuzz.py --count 1000`."""
     backends = {"naive": (torch.float64,), "sdpa": (torch.float64, torch.float32), "triton": (torch.float16,)}
-    assert not fuzz.check(fuzz.Draw.of(seed), backends, torch.device("cpu"))
+    found = fuzz.check(fuzz.Draw.of(seed), backends, torch.device("cpu"))
+    assert not any(found.values() if isinstance(found, dict) else found), found
 
 
 @pytest.mark.parametrize("backend", ["naive", "sdpa", "triton"])
