@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def study_sprites(
         made = number * suite.clips
         found.append(
             _known(place, one, digests)
-            or _measure(pipe, one, place, digests, lambda count, made=made: progress(made + count, total))
+            or _measure(pipe, one, place, digests, partial(_advance, progress, made, total))
         )
     progress(total, total)
     results = _summary([part["creatures"] for part in found], [part["reference_gain"] for part in found], suite, seeds)

@@ -268,7 +268,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
             raise InputError("give negative_prompt or negative_prompt_embeds, one of the two")
 
     def _windows(self, num_frames: int, num_references: int, size: int | None, overlap: int | None) -> Windows | None:
-        trained = self.generation_defaults.num_frames or PAPER["num_frames"]
+        trained = self.generation_defaults.num_frames or int(PAPER["num_frames"])
         limit = self.unet.config.motion_max_seq_length
         return plan_windows(num_frames, num_references, limit=limit, trained=trained, size=size, overlap=overlap)
 

@@ -65,6 +65,7 @@ class SamplingMixin(Parts):
                 latents, timesteps = self._apply_free_init(
                     latents, iteration, num_inference_steps, device, latents.dtype, generator
                 )
+            step: Step
             if windows is None:
                 step = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
             else:
