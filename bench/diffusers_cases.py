@@ -51,7 +51,8 @@ class Plugin:
     """Puts our classes into the tests' modules, and counts."""
 
     def __init__(self, plain: bool):
-        self.plain, self.found = plain, {}
+        self.plain = plain
+        self.found: dict[str, str] = {}
 
     def pytest_collection_modifyitems(self, items: list) -> None:
         """Adapts every class of tests."""
@@ -77,8 +78,15 @@ class Plugin:
         """Keeps what became of each."""
         if report.when == "call" or report.outcome != "passed":
             name = report.nodeid.split("::", 1)[1]
-            reason = str(report.longrepr).strip().splitlines()[-1][:300] if report.failed else ""
-            self.found[name] = (report.outcome, reason)
+            reason = _reason(str(report.longrepr)) if report.failed else ""
+            self.found[name] = report.outcome
+            if reason:
+                print(f"\n{name}: {reason}", flush=True)
+
+
+def _reason(traceback: str) -> str:
+    errors = [line[1:].strip() for line in traceback.splitlines() if line.startswith("E  ")]
+    return (errors or [traceback.strip()[-200:]])[0][:300]
 
 
 def _with_reference(inputs: Any) -> Any:
@@ -113,16 +121,12 @@ def main() -> int:
         _base() if str(name).startswith("hf-internal") else load(name, *args, **kwargs)
     )
     plugin = Plugin(options.plain)
-    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore", "--tb=line", PIPELINE, UNET]
+    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore", "--tb=short", PIPELINE, UNET]
     pytest.main([*arguments, "-k", options.k or "not Slow"], plugins=[plugin])
     return _report(plugin.found)
 
 
-def _report(found: dict[str, tuple[str, str]]) -> int:
-    for name, (outcome, reason) in sorted(found.items()):
-        if outcome == "failed":
-            print(f"{name}: {reason}")
-    outcomes = {name: outcome for name, (outcome, _) in found.items()}
+def _report(outcomes: dict[str, str]) -> int:
     failed = [name for name, outcome in outcomes.items() if outcome == "failed" and OF_FREE_NOISE not in name]
     refused = [name for name, outcome in outcomes.items() if outcome == "failed" and OF_FREE_NOISE in name]
     count = lambda what: sum(outcome == what for outcome in outcomes.values())

@@ -186,7 +186,7 @@ def read_prompt_file(path: Path) -> list[Prompt]:
     """
     try:
         lines = read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except InputError as error:
         raise InputError(f"prompt file {path} cannot be read as UTF-8 text: {error}") from error
     prompts, heading = [], ("", "")
     for line in map(str.strip, lines):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def model_folder(source: str) -> Path:
     """
     if source == "default":
         return default_model_path()
-    if Path(source).exists():
+    if os.path.exists(source):  # Path.exists raises for a name that is too long
         return Path(source)
     from videomaker.weights.sources import local_path  # late: the room's other files load torch
 

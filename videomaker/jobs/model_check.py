@@ -143,7 +143,9 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
 
 def _check_scheduler(pipe: VideoMakerPipeline, source: str) -> None:
     alphas, config = getattr(pipe.scheduler, "alphas_cumprod", None), pipe.scheduler.config
-    if alphas is not None and not (alphas.isfinite().all() and alphas.min() >= 0 and alphas.max() <= 1):
+    if alphas is not None and not (
+        alphas.numel() and alphas.isfinite().all() and alphas.min() >= 0 and alphas.max() <= 1
+    ):
         raise InputError(f"model {source!r} has a scheduler whose betas give no noise levels from 0 to 1")
     if config.get("prediction_type", "epsilon") not in ("epsilon", "sample", "v_prediction"):
         raise InputError(

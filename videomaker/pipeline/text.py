@@ -1,9 +1,11 @@
 """Prompts made into embeddings."""
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
+from diffusers import AnimateDiffPipeline
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 
 from videomaker.errors import InputError
@@ -127,3 +129,7 @@ class TextMixin(Parts):
             return output[0]
         model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+
+
+# diffusers' own tests, and programs that fill arguments in by name, read it from there.
+TextMixin.encode_prompt.__signature__ = signature(AnimateDiffPipeline.encode_prompt)  # type: ignore[attr-defined]
