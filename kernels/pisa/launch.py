@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..transforms import gradient_memory
@@ -206,9 +205,8 @@ def _stand_in(name: str, geometry: Geometry) -> Any:
 
 def _sum(partials: Tensor, out: Tensor) -> None:
     """Writes `out` `[B or 1, M, H, D]`, contiguous but for the batch, from the groups' shares `[B, G, …]`."""
-    size, batch = out[0].numel(), out.shape[0]
+    batch = out.shape[0]
+    size = out.numel() // batch
     stride = partials.stride(1)
     num_groups = partials.shape[0] * partials.shape[1] // batch
-    sum_groups[(triton.cdiv(size, SUM_BLOCK), batch)](
-        partials, out, num_groups, size, stride, out.stride(0), BLOCK=SUM_BLOCK
-    )
+    sum_groups[(-(-size // SUM_BLOCK), batch)](partials, out, num_groups, size, stride, out.stride(0), BLOCK=SUM_BLOCK)
