@@ -33,7 +33,7 @@ def open_page(browser: Browser, url: str, *, expected: tuple[str, ...] = (), **o
     origin = "/".join(url.split("/")[:3])
     context = browser.new_context(**options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)  # a busy machine is slow, not wrong
     page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: complaints.append(request.url) if _is_foreign(request.url, origin) else None)

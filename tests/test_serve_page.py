@@ -37,13 +37,20 @@ def server(browser, tmp_path_factory):
 
 
 def ask(page, *, steps, prompt=PROMPT):
-    """Fills the form in and sends it."""
+    """Fills the form in, sends it, and waits until the page shows the new video and no earlier one."""
+    page.wait_for_selector("#server[data-state=ready]")
+    before = page.evaluate("location.hash")
     page.set_input_files("#picture", PICTURE)
     page.fill("#prompt", prompt)
     if not page.is_visible("#num_inference_steps"):
         page.click("summary")
     page.fill("#num_inference_steps", str(steps))
     page.click("#make")
+    wait_other(page, before)
+
+
+def wait_other(page, before):
+    page.wait_for_function("before => location.hash !== before", arg=before)
 
 
 def wait_done(page):
@@ -55,10 +62,10 @@ def wait_done(page):
 def test_a_video_from_the_picture_to_its_deletion(browser, server, size):
     with open_page(browser, server.address, viewport=size) as page:
         page.evaluate(WATCH)
-        ask(page, steps=24)
+        ask(page, steps=16)
         wait_done(page)
         steps = [int(text.split()[1]) for text in page.evaluate("seen") if text.startswith("Step")]
-        assert len(steps) >= 3 and steps == sorted(steps) and max(steps) <= 24
+        assert len(steps) >= 3 and steps == sorted(steps) and max(steps) <= 16
         first = page.evaluate("location.hash")
         assert page.evaluate("document.getElementById('player').videoWidth") == 256  # 32 pixels, each eight times
         assert page.evaluate("document.getElementById('reference').naturalWidth") == 32
@@ -69,7 +76,7 @@ def test_a_video_from_the_picture_to_its_deletion(browser, server, size):
 
         seed = page.inner_text(".facts dd >> nth=0")
         page.click("#vary")
-        page.wait_for_function("first => location.hash !== first", arg=first)
+        wait_other(page, first)
         wait_done(page)
         assert page.inner_text(".facts dd >> nth=0") != seed
         assert page.locator(".card").count() >= 2
@@ -127,8 +134,9 @@ def test_keys_alone_make_a_video(browser, server):
         page.set_input_files("#picture", PICTURE)
         page.focus("#prompt")
         page.keyboard.type(PROMPT)
+        before = page.evaluate("location.hash")
         page.keyboard.press("Control+Enter")
-        page.wait_for_selector("#veil:visible")
+        wait_other(page, before)
         page.wait_for_function("() => document.getElementById('live').textContent !== ''")
         wait_done(page)
         assert page.inner_text("#live") == "The video is ready"
