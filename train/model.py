@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,12 +182,12 @@ def check_size(pipeline: VideoMakerPipeline, config: TrainConfig) -> None:
         InputError: names the nearest size.
     """
     factor = pipeline.vae_scale_factor
-    for key in ("height", "width"):
-        size = getattr(config.data, key)
-        if size % factor:
-            raise InputError(
-                f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
-            )
+    for shape in {*config.data.shapes, replace(config.data, buckets=()).shapes[0]}:
+        for key, size in (("height", shape.height), ("width", shape.width)):
+            if size % factor:
+                raise InputError(
+                    f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
+                )
 
 
 def load_vae(model: ModelConfig, *, seed: int) -> AutoencoderKL:

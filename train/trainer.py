@@ -84,7 +84,9 @@ class Trainer:
             num_train_timesteps=len(self.learner.alphas_cumprod) if isinstance(self.learner, Denoiser) else 0,
             device=self.device,
         )
-        self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
+        self.loader = self.build_loader(
+            config.data, seed=config.seed, batch_size=config.micro_batch_size, group=config.batch_size
+        )
         self.validation = Validation(
             config, self.pipeline, self.inputs, self.build_loader, rank=self.rank, world_size=self.world_size
         )
@@ -132,13 +134,13 @@ class Trainer:
         parts = [self.learner] if self.pipeline is None else [self.learner, self.pipeline.vae]
         return digest_frozen(parts) if self.rank == 0 else ""
 
-    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int) -> ClipLoader:
+    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int, group: int = 0) -> ClipLoader:
         """The endless loader of this rank over `data`."""
         where = {"rank": self.rank, "world_size": self.world_size}
         dataset = build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
         if self.pipeline is not None and data.long_captions == "error":
             check_captions(dataset.clips, self.pipeline.tokenizer)
-        return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
+        return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, group=group, **where)
 
     def _open_cache(self, data: DataConfig):
         if not data.cache or self.pipeline is None:

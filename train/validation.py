@@ -63,7 +63,7 @@ class Validation:
 
     def _held_out_batches(self) -> list[dict[str, Any]]:
         settings = self.config.validation
-        data = replace(self.config.data, split=settings.split, num_workers=0)
+        data = replace(self.config.data, split=settings.split, num_workers=0, buckets=())  # one size is one measure
         try:
             loader = self.build_loader(data, seed=0, batch_size=settings.batch_size)
         except InputError as error:

@@ -106,14 +106,15 @@ def run(
 
     The same command goes on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.request import Recipe
 
-    settings = sampling.settings()
-    part, task = parse_shard(shard), read_suite(suite)
+    settings, part = sampling.settings(), parse_shard(shard)
     _check_table(paper)
     prepared = prepare_model(Recipe(model.spec(), settings))
     size, where = _size(prepared), prepared.recipe.model.device
@@ -145,14 +146,16 @@ def measure(
     Prompts are counted from 0 in the suite's order. The same command goes
     on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import first_size, measure_videos, parse_shard
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.prepare import resolve_model
     from videomaker.jobs.request import ModelSpec
 
-    part, task, protocol = parse_shard(shard), read_suite(suite), protocol_named(measures.protocol)
+    part, protocol = parse_shard(shard), protocol_named(measures.protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
     networks = _open(measures, protocol, where)

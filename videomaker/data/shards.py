@@ -21,6 +21,7 @@ from videomaker.media import load_reference
 
 from .manifest import Clip, Reference, read_manifest, write_manifest
 from .reference import read_mask
+from .remote import ensure_local
 from .video import ClipError, Video, probe
 
 
@@ -72,6 +73,7 @@ def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:
 
 def read_member(shard: Path, name: str) -> bytes:
     """The bytes of a shard's member, found by its offset. Raises `ClipError` when it is missing or cut off."""
+    ensure_local(shard)
     try:
         offset, size = _members(shard)[name]
         with shard.open("rb") as file:

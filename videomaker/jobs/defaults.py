@@ -99,9 +99,6 @@ def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int
     for name in ("width", "height"):
         if getattr(settings, name) % factor:
             raise InputError(f"{name} is {getattr(settings, name)}; it must be a positive multiple of {factor}")
-    if limit is not None and settings.frames + num_references > limit:
-        raise InputError(
-            f"{settings.frames} frames and {num_references} references are more than the {limit} positions of the "
-            f"motion modules; use at most {limit - num_references} frames"
-        )
+    if limit is not None and num_references >= limit:  # more frames than fit are made in windows
+        raise InputError(f"{num_references} references leave no frame of the {limit} positions of the motion modules")
     return settings

@@ -28,13 +28,14 @@ from videomaker.errors import InputError
 from videomaker.generation import GenerationDefaults
 
 from . import checks
-from .inputs import Generators, Images, Inputs, Open, callback_names, fill_in
+from .inputs import PAPER, Generators, Images, Inputs, Open, callback_names, fill_in
 from .latents import LatentsMixin
 from .loading import LoadingMixin
 from .posteriors import PosteriorCache
 from .sampling import SamplingMixin
 from .surface import SurfaceMixin
 from .text import TextMixin
+from .windows import Windows, plan_windows
 
 
 class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, SamplingMixin, AnimateDiffPipeline):
@@ -60,9 +61,10 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
             Pictures are resized to `height` × `width`.
         num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt: None is what the model's
             `generation.json` says, else 16 frames in the size that the UNet was trained for, 30 steps, guidance 8 and
-            no negative prompt. F frames and their references fit the motion modules (32 positions for SD 1.5); sizes
-            are multiples of the VAE's factor (8 for SD 1.5); guidance is w of eq. 6, one for all or a list of B, and
-            none at 1 and below; the unconditional half hears the negative prompt and sees a reference of zeros.
+            no negative prompt. More frames than fit the motion modules beside the references (32 positions for SD 1.5)
+            are made in windows; sizes are multiples of the VAE's factor (8 for SD 1.5); guidance is w of eq. 6, one for
+            all or a list of B, and none at 1 and below; the unconditional half hears the negative prompt and sees a
+            reference of zeros.
         num_videos_per_prompt: videos of each prompt.
         eta: of DDIM.
         generator: the only source of randomness: the frames' noise as AnimateDiff draws it, then the sample of the
@@ -75,6 +77,9 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         return_dict: whether to return an `AnimateDiffPipelineOutput` rather than a tuple.
         callback_on_step_end, callback_on_step_end_tensor_inputs: as in diffusers; see `SamplingMixin._run_callback`.
         decode_chunk_size: most frames that the VAE decodes at once; None goes by the free memory.
+        window_frames, window_overlap: frames of the overlapping windows in which a long video is made, and how many
+            two neighbours share. None makes one window of what the motion modules take, else windows of as many
+            frames as the model makes by itself, half of them shared; see `pipeline.windows`.
 
     Attributes:
         approximations: opt-in trades of exactness for speed, exact by default.
@@ -163,6 +168,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         decode_chunk_size: int | None = None,
+        window_frames: int | None = None,
+        window_overlap: int | None = None,
     ) -> AnimateDiffPipelineOutput | tuple:
         """Makes videos of a subject as `prompt` describes; the class says what each argument means.
 
@@ -172,9 +179,10 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         Raises:
             InputError: an argument cannot be used; the message names the value and the remedy.
         """
-        names = callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         embeds, adapter = (prompt_embeds, negative_prompt_embeds), (ip_adapter_image, ip_adapter_image_embeds)
         self._check_parts(prompt, reference_image, output_type)
+        checks.check_conditioning(self, cross_attention_kwargs, callback_on_step_end_tensor_inputs, *adapter)
+        names = callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         settings = self._settings(
             num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt, negative_prompt_embeds
         )
@@ -183,12 +191,16 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         self._cross_attention_kwargs, self._clip_skip, self._interrupt = cross_attention_kwargs, clip_skip, False
         pictures = (reference_image, reference_image_embeds)
         inputs = self._inputs(settings, prompt, embeds, pictures, num_videos_per_prompt, generator, latents)
+        windows = self._windows(settings.num_frames, inputs.reference.shape[2], window_frames, window_overlap)
+        if windows is not None and latents is None:
+            inputs = inputs._replace(noise=windows.spread_noise(inputs.noise[:, :, : windows.size]))
         latents = self.denoise(
             *inputs,
             num_inference_steps=settings.num_inference_steps,
             step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
             added_cond_kwargs=self._ip_adapter_conditioning(*adapter, len(inputs.noise)),
             callback=callback_on_step_end, callback_inputs=names, generator=generator,
+            windows=windows,
         )  # fmt: skip
         video = self.decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
@@ -244,8 +256,9 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
         checks.check_number("eta", eta, low=0)
         # Ours have been checked; diffusers' own check refuses sizes by 8 alone, and shapes that can be made to fit.
-        self.check_inputs(
-            prompt, 8, 8, None, settings.negative_prompt, None if prompt is not None else prompt_embeds,
+        checks.refused_in_words(
+            self.check_inputs, prompt, 8, 8, None, settings.negative_prompt,
+            None if prompt is not None else prompt_embeds,
             negative_prompt_embeds if prompt is not None else None,
             *adapter, callback_inputs,
         )  # fmt: skip
@@ -254,13 +267,10 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         if settings.negative_prompt is not None and negative_prompt_embeds is not None:
             raise InputError("give negative_prompt or negative_prompt_embeds, one of the two")
 
-    def _check_length(self, num_frames: int, num_references: int) -> None:
+    def _windows(self, num_frames: int, num_references: int, size: int | None, overlap: int | None) -> Windows | None:
+        trained = self.generation_defaults.num_frames or PAPER["num_frames"]
         limit = self.unet.config.motion_max_seq_length
-        if num_frames + num_references > limit:
-            raise InputError(
-                f"{num_frames} frames and {num_references} references are more than the {limit} positions of the "
-                f"motion modules; use at most {limit - num_references} frames"
-            )
+        return plan_windows(num_frames, num_references, limit=limit, trained=trained, size=size, overlap=overlap)
 
     def _inputs(
         self,
@@ -274,6 +284,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
     ) -> Inputs:
         """What the denoising starts from; the frames' noise is drawn before the references'."""
         num_prompts = _num_prompts(prompt, embeds[0])
+        width_of_text = self.unet.config.cross_attention_dim
+        checks.check_negative(settings.negative_prompt, embeds[1], num_prompts, width_of_text)
         num_videos = num_prompts * num_videos_per_prompt
         guidance = self._prepare_guidance(settings.guidance_scale, num_prompts, num_videos_per_prompt)
         checks.check_generators(generator, num_videos)
@@ -282,7 +294,6 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         reference = self.encode_reference(
             *pictures, prompt, num_prompts, num_videos_per_prompt, settings.height, settings.width, generator
         )
-        self._check_length(settings.num_frames, reference.shape[2])
         return Inputs(noise, reference, text, guidance)
 
     def _ip_adapter_conditioning(self, image: Any, image_embeds: Any, num_videos: int) -> dict[str, Any] | None:

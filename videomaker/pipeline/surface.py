@@ -94,8 +94,11 @@ class SurfaceMixin(Parts):
                 part.set_attention_slice(slice_size)
 
     def enable_free_noise(self, *args: Any, **kwargs: Any) -> None:
-        """Not available: FreeNoise slides a window over the frames, and the reference has no place in it."""
-        raise NotImplementedError("FreeNoise does not go with a reference frame; generate at most 31 frames at once")
+        """Not available: its windows inside the motion modules leave the reference out; see `pipeline.windows`."""
+        raise NotImplementedError(
+            "FreeNoise does not go with a reference frame: ask for the frames that you want, such as num_frames=64; "
+            "they are made in overlapping windows that all see the reference (window_frames, window_overlap)"
+        )
 
     def enable_free_noise_split_inference(self, *args: Any, **kwargs: Any) -> None:
         """Not available, as `enable_free_noise`."""
