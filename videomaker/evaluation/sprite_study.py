@@ -62,8 +62,7 @@ def study_sprites(
         one, place = replace(suite, seed=seed), out / f"seed-{seed}"
         made = number * suite.clips
         found.append(
-            _known(place, one, digests)
-            or _measure(pipe, one, place, digests, partial(_advance, progress, made, total))
+            _known(place, one, digests) or _measure(pipe, one, place, digests, partial(_further, progress, made, total))
         )
     progress(total, total)
     results = _summary([part["creatures"] for part in found], [part["reference_gain"] for part in found], suite, seeds)
@@ -71,6 +70,10 @@ def study_sprites(
     _write(out / CREATURES, _comma_separated([row for part in found for row in part["creatures"]]))
     _write(out / RESULTS, json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _further(progress: Callable[[int, int], None], before: int, total: int, count: int) -> None:
+    progress(before + count, total)
 
 
 def _known(place: Path, suite: SpriteSuite, digests: dict[str, str]) -> dict[str, Any] | None:
