@@ -44,6 +44,7 @@ class SamplingMixin(Parts):
         reference: torch.Tensor,
         text: torch.Tensor,
         guidance: torch.Tensor | None,
+        windows: Windows | None = None,
         *,
         num_inference_steps: int,
         step_kwargs: dict[str, Any],
@@ -51,7 +52,6 @@ class SamplingMixin(Parts):
         callback: Callable | None = None,
         callback_inputs: Sequence[str] = (),
         generator: Generators | None = None,
-        windows: Windows | None = None,
     ) -> torch.Tensor:
         """From noise to the frames' latents `[B, C, F, h, w]`; the reference comes in clean at every step."""
         device = self._execution_device
