@@ -49,7 +49,7 @@ class Order:
     def _epoch(self, number: int) -> tuple[Key, ...]:
         """The keys of epoch `number`, in order."""
         keys = self._mixed(number)
-        return tuple(keys if self.buckets is None else self._in_groups(keys))
+        return tuple(keys if self.buckets is None else self._in_groups(keys, self.buckets))
 
     def stream(self, epoch: int, position: int) -> Iterator[Key]:
         """The keys from a position on, without end."""
@@ -80,14 +80,14 @@ class Order:
 
     def _order_of_source(self, source: int, epoch: int) -> np.ndarray:
         members = self._members[source]
-        chosen = self.clips if len(members) == len(self.clips) else [self.clips[index] for index in members]
+        chosen = self.clips if len(members) == len(self.clips) else [self.clips[index] for index in members.tolist()]
         return members[epoch_order(chosen, seed=self.seed, epoch=epoch, source=source)]
 
-    def _in_groups(self, keys: Iterator[Key]) -> Iterator[Key]:
+    def _in_groups(self, keys: Iterator[Key], buckets: Sequence[int]) -> Iterator[Key]:
         """The same keys, a group of one bucket after the other; what fills no group waits for another epoch."""
         waiting: dict[int, list[Key]] = collections.defaultdict(list)
         for key in keys:
-            group = waiting[self.buckets[key[1]]]
+            group = waiting[buckets[key[1]]]
             group.append(key)
             if len(group) == self.group:
                 yield from group

@@ -10,6 +10,10 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 
 def main(verb: str, url: str, name: str, retries: str, target: str = "") -> dict:
@@ -25,9 +29,11 @@ def main(verb: str, url: str, name: str, retries: str, target: str = "") -> dict
     import obstore
     from obstore.store import from_url
 
-    retry = {"max_retries": int(retries), "retry_timeout": timedelta(seconds=60)}
+    retry: RetryConfig = {"max_retries": int(retries), "retry_timeout": timedelta(seconds=60)}
     # The time-out is of a whole request, and a shard may be gigabytes.
-    options = {"allow_http": True, "connect_timeout": timedelta(seconds=20), "timeout": timedelta(hours=2)}
+    options: ClientConfig = {
+        "allow_http": True, "connect_timeout": timedelta(seconds=20), "timeout": timedelta(hours=2),
+    }  # fmt: skip
     try:
         store = from_url(url, client_options=options, retry_config=retry)
         if verb == "head":
