@@ -33,7 +33,9 @@ EXTRAS = {
     "optimizers": ["bitsandbytes>=0.45; platform_system == 'Linux'", "prodigyopt>=1.1"],
     "serve": [
         "alembic>=1.14",
+        "c2pa-python>=0.32",
         "fastapi>=0.120",
+        "fastapi-offline>=1.7",
         "httptools>=0.6",
         "httpx2>=2.12",
         "jinja2>=3.1",
@@ -66,6 +68,7 @@ EXTRAS = {
         "opencv-python-headless>=4.10",
         "opentelemetry-sdk>=1.30",
         "peft>=0.17",
+        "playwright>=1.50",
         "pre-commit>=3.7",
         "prodigyopt>=1.1",
         "psutil>=5.9",

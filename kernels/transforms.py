@@ -59,6 +59,11 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
+def gradient_memory(x: Tensor, needed: bool = True) -> Tensor:
+    """Contiguous memory for a gradient; for one that nobody needs only a batch, which vmap folds."""
+    return x.new_empty(x.shape if needed else (x.shape[0], 0))
+
+
 def fold(x: Any, dim: int | None, size: int) -> Any:
     """`[…, size, …]` -> `[size·B, …]`; the same samples again where `x` has no such dimension."""
     if not isinstance(x, Tensor):

@@ -120,7 +120,7 @@ def activation_peak(learner: Denoiser, config: TrainConfig, vae_scale_factor: in
     inputs = _inputs(learner, config, vae_scale_factor)
     learner.alphas_cumprod = learner.alphas_cumprod.to("meta")
     with ExitStack() as stack:
-        stack.enter_context(patch("videomaker.attention.pisa_attention", _counted_pisa))
+        stack.enter_context(patch("videomaker.attention.pisa.pisa_attention", _counted_pisa))
         stack.enter_context(patch("torch.nn.functional.scaled_dot_product_attention", _counted_attention))
         if config.model.offload_activations:
             learner.kept_activations = _KeptElsewhere

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..transforms import gradient_memory
 from .backward import pisa_backward_key, pisa_backward_query, pisa_row_statistics
 from .configs import Config
 from .forward import pisa_forward
@@ -178,11 +179,6 @@ def run_backward_key(
         for partial, gradient in zip(partials, ref_gradients, strict=True):
             _sum(partial, gradient)
     return *own_gradients, *ref_gradients
-
-
-def gradient_memory(x: Tensor, needed: bool = True) -> Tensor:
-    """Contiguous memory for a gradient; for one that nobody needs only a batch, which vmap folds."""
-    return x.new_empty(x.shape if needed else (x.shape[0], 0))
 
 
 def warm_up(geometry: Geometry, kernel: str, config: Config | None = None) -> Any:

@@ -7,17 +7,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..namespace import operator_name
-from ..transforms import differentiable, register_batching
-from .launch import (
-    Problem,
-    empty_outputs,
-    gradient_memory,
-    run_backward_key,
-    run_backward_query,
-    run_forward,
-    run_row_statistics,
-)
+from .._ops import add_op_namespace_prefix
+from ..transforms import differentiable, gradient_memory, register_batching
+from .launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret  # the kernels run on the CPU: Triton decides it where they are defined
@@ -54,7 +46,7 @@ def triton_unavailable_reason(q: Tensor) -> str | None:
     return None
 
 
-@torch.library.custom_op(operator_name("pisa_forward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_forward"), mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +62,7 @@ def _(
     return empty_outputs(q, num_frames, num_ref_tokens, ref_queries=True, save=save)
 
 
-@torch.library.custom_op(operator_name("pisa_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_backward"), mutates_args=())
 def _backward(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, reference_outputs: Tensor, lse: Tensor,
     num_frames: int, num_ref_tokens: int, scale: float, needs_query: bool = True, needs_key: bool = True,

@@ -5,18 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
-from ..pisa.launch import (
-    Problem,
-    empty_outputs,
-    gradient_memory,
-    run_backward_key,
-    run_backward_query,
-    run_forward,
-    run_row_statistics,
-)
+from .._ops import add_op_namespace_prefix
+from ..pisa.launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 from ..pisa.op import INTERPRETED
-from ..transforms import differentiable
+from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -42,7 +34,7 @@ def reference_triton(
     return out if out.dtype == dtype else out.to(dtype)
 
 
-@torch.library.custom_op(operator_name("reference_forward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_forward"), mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     num_frames: int, scale: float, save: bool,
@@ -61,7 +53,7 @@ def _(
     return empty_outputs(q, num_frames, 0, ref_queries=False, save=save)[::2]
 
 
-@torch.library.custom_op(operator_name("reference_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_backward"), mutates_args=())
 def _backward(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, num_frames: int, scale: float, needs_query: bool, needs_own: bool, needs_reference: bool,

@@ -6,9 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
-from ..pisa.partials import attend_frames, attend_frames_backward, choose, empty_outputs, groups, no_second_derivative
-from ..transforms import differentiable
+from .._ops import add_op_namespace_prefix
+from ..pisa.partials import (
+    attend_frames,
+    attend_reference_backward,
+    choose,
+    empty_outputs,
+    groups,
+    no_second_derivative,
+)
+from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -28,7 +35,7 @@ def reference_partials(
     return _attend(q, k, v, k_ref, v_ref, bias, num_frames, scale, kernel)[0]
 
 
-@torch.library.custom_op(operator_name("reference_partials"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     num_frames: int, scale: float, kernel: str,
@@ -52,39 +59,66 @@ def _(
     return empty_outputs(q, num_frames, 0)
 
 
-@torch.library.custom_op(operator_name("reference_partials_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
-    out: Tensor, lse: Tensor, scale: float, kernel: str,
+    out: Tensor, lse: Tensor, scale: float, kernel: str, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, k_ref and v_ref; those of a shared reference are summed over the batch."""
-    attend = choose(kernel, q, k, v)
-    grads = [x.new_empty(x.shape) for x in (q, k, v)]
-    ref_grads = [torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k_ref, v_ref)]
-    tensors = (grad_out.contiguous(), q, k, v, out, *grads)
-    for video, frames, reference, video_bias in _videos(tensors, (k_ref, v_ref), bias, lse.shape[1]):
-        shared = [x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in ref_grads]
+    """Gradients of q, of k and v, of k_ref and v_ref (summed over the batch that shares them); empty where not needed.
+
+    torch's kernels give an attention's three gradients at once: that of the frames to themselves is left out when none
+    of q, k, v is needed, that to the reference when neither q nor the reference is.
+    """
+    attend, num_frames = choose(kernel, q, k, v), lse.shape[1]
+    needed = (needs_query, needs_own, needs_own, needs_reference, needs_reference)
+    dtypes = (q.dtype, q.dtype, q.dtype, lse.dtype, lse.dtype)
+    grads = [x.new_zeros(x.shape, dtype=dtype) if is_needed else None
+             for x, dtype, is_needed in zip((q, k, v, k_ref, v_ref), dtypes, needed, strict=True)]  # fmt: skip
+    tensors = (grad_out.contiguous(), q, k, v, out)
+    for video, frames, reference, video_bias in _videos(tensors, (k_ref, v_ref), bias, num_frames):
+        own = [None if x is None else _frames(x[video], num_frames) for x in grads[:3]]
+        shared = [None if x is None else _reference(x, video) for x in grads[3:]]
         for group in groups(frames[0], reference[0].shape[2]):
-            grad, q_f, k_f, v_f, out_f, dq, dk, dv = (x[group] for x in frames)
-            terms = attend_frames_backward(
-                attend, grad, q_f, k_f, v_f, out_f, lse[video, group], *reference, scale, video_bias
-            )
-            torch.add(terms[0], terms[1], out=dq)
-            dk.copy_(terms[2])
-            dv.copy_(terms[3])
-            for total, term in zip(shared, terms[4:], strict=True):
-                total[:, :, : term.shape[2]] += term
-    (q_grad, k_grad, v_grad), (k_ref_grad, v_ref_grad) = grads, ref_grads
-    return q_grad, k_grad, v_grad, k_ref_grad.to(q.dtype), v_ref_grad.to(q.dtype)
+            grad_f, q_f, k_f, v_f, out_f = (x[group] for x in frames)
+            dq, dk, dv = (None if x is None else x[group] for x in own)
+            rows = (out_f, lse[video, group])
+            if needs_query or needs_own:
+                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, *rows, scale))
+            if needs_query or needs_reference:
+                terms = attend_reference_backward(attend, grad_f, q_f, *rows, *reference, scale, video_bias)
+                _add((dq, *shared), terms)
+    dq, dk, dv, dk_ref, dv_ref = (
+        gradient_memory(x, False) if grad is None else grad.to(q.dtype)
+        for x, grad in zip((q, k, v, k_ref, v_ref), grads, strict=True)
+    )
+    return dq, dk, dv, dk_ref, dv_ref
+
+
+def _add(totals: tuple[Tensor | None, ...], terms: tuple[Tensor, ...]) -> None:
+    """Adds the terms of a gradient `[…, …, tokens, D]` in place; a reference that is left out has no tokens."""
+    for total, term in zip(totals, terms, strict=True):
+        if total is not None:
+            total[:, :, : term.shape[2]] += term
 
 
 @partials_backward.register_fake
 def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
-    out: Tensor, lse: Tensor, scale: float, kernel: str,
+    out: Tensor, lse: Tensor, scale: float, kernel: str, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    empty = [x.new_empty(x.shape) for x in (q, k, v, k_ref, v_ref)]
-    return empty[0], empty[1], empty[2], empty[3], empty[4]
+    own = gradient_memory(k, needs_own), gradient_memory(v, needs_own)
+    reference = gradient_memory(k_ref, needs_reference), gradient_memory(v_ref, needs_reference)
+    return gradient_memory(q, needs_query), *own, *reference
+
+
+def _frames(x: Tensor, num_frames: int) -> Tensor:
+    """One video's `[F·N, H, D]` as `[F, H, N, D]`."""
+    return x.unflatten(0, (num_frames, -1)).transpose(1, 2)
+
+
+def _reference(x: Tensor, video: int) -> Tensor:
+    """A video's reference `[1, H, M, D]`, its own or the one that all share."""
+    return x[video % len(x)].transpose(0, 1).unsqueeze(0)
 
 
 def _videos(
@@ -96,8 +130,8 @@ def _videos(
     device, with zeros and the weight zero.
     """
     for video in range(len(tensors[0])):
-        frames = [x[video].unflatten(0, (num_frames, -1)).transpose(1, 2) for x in tensors]
-        k_ref, v_ref = (x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in reference)
+        frames = [_frames(x[video], num_frames) for x in tensors]
+        k_ref, v_ref = (_reference(x, video) for x in reference)
         if bias is None:
             yield video, frames, (k_ref, v_ref), None
             continue
@@ -120,7 +154,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 9
-    gradients = _attend_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.kernel)
+    query, k, v, k_ref, v_ref = ctx.needs_input_grad[:5]
+    gradients = _attend_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.kernel, query, k or v, k_ref or v_ref)
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 

@@ -76,6 +76,8 @@ def data_check(
     from videomaker.data.check import check_manifest, load_tokenizer, write_clean
 
     report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer), sample=sample)
+    if not report.num_clips:
+        raise InputError(f"the manifest {manifest} is empty; write one JSON object per line")
     for where, _, message in report.problems:
         typer.echo(f"{where}: {message}")
     looked = f" of {report.num_looked} looked at, of {report.num_clips}" if sample else ""

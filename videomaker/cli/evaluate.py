@@ -55,6 +55,14 @@ FaceName = Annotated[
     Literal["insightface", "dlib"],
     typer.Option("--face", help="dlib brings its weights; never beside ArcFace's numbers.", rich_help_panel=MEASURES),
 ]
+OpenS2V = Annotated[
+    bool,
+    typer.Option(
+        "--opens2v/--no-opens2v",
+        help="Also OpenS2V-Eval's measures that need no closed model: aesthetic/ gme/ in --models, and OpenCV.",
+        rich_help_panel=MEASURES,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Measures:
     protocol: ProtocolName = "paper"
     flow: Flow = "raft"
     face: FaceName = "insightface"
+    opens2v: OpenS2V = False
 
 
 @dataclass(frozen=True)
@@ -97,14 +106,15 @@ def run(
 
     The same command goes on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.request import Recipe
 
-    settings = sampling.settings()
-    part, task = parse_shard(shard), read_suite(suite)
+    settings, part = sampling.settings(), parse_shard(shard)
     _check_table(paper)
     prepared = prepare_model(Recipe(model.spec(), settings))
     size, where = _size(prepared), prepared.recipe.model.device
@@ -136,14 +146,16 @@ def measure(
     Prompts are counted from 0 in the suite's order. The same command goes
     on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import first_size, measure_videos, parse_shard
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.prepare import resolve_model
     from videomaker.jobs.request import ModelSpec
 
-    part, task, protocol = parse_shard(shard), read_suite(suite), protocol_named(measures.protocol)
+    part, protocol = parse_shard(shard), protocol_named(measures.protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
     networks = _open(measures, protocol, where)
@@ -173,13 +185,25 @@ def _check_table(paper: str | None) -> None:
 
 
 def _open(measures: Measures, protocol: Protocol, device: str) -> Networks:
-    from videomaker.evaluation.kit import GROUPS, open_networks
+    from videomaker.evaluation.kit import ALL_GROUPS, open_networks
+    from videomaker.evaluation.opens2v import TITLES as OPENS2V_TITLES
+    from videomaker.evaluation.opens2v import UNAVAILABLE
     from videomaker.evaluation.protocol import TITLES
 
+    titles = TITLES | OPENS2V_TITLES
     with console().status("Loading the networks that measure"):
-        networks = open_networks(measures.models, protocol, flow=measures.flow, face=measures.face, device=device)
+        networks = open_networks(
+            measures.models,
+            protocol,
+            flow=measures.flow,
+            face=measures.face,
+            device=device,
+            opens2v=measures.opens2v,
+        )
     for group, reason in networks.missing.items():
-        typer.echo(f"not measured: {', '.join(TITLES[name] for name in GROUPS[group])}: {reason}", err=True)
+        typer.echo(f"not measured: {', '.join(titles[name] for name in ALL_GROUPS[group])}: {reason}", err=True)
+    for name, reason in UNAVAILABLE.items() if measures.opens2v else ():
+        typer.echo(f"not measured: {OPENS2V_TITLES[name]}: {reason}", err=True)
     if not networks.present:
         raise InputError("no measure can be taken: give --models FOLDER with clip/, dino/, face/ or raft/ in it")
     return networks

@@ -78,6 +78,8 @@ def generate(
     recipe = request.Recipe(model.spec(), sampling.settings(), written)
     if artifacts is not None and not model.compile:
         raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
+    if highlighting.models is not None and not highlighting.highlight:
+        raise InputError(f"--models {highlighting.models} goes with --highlight WORD: add it")
     sheet = places.sheet_path(output) if results.contact_sheet else None
     _check(jobs, recipe, sheet, [*pictures, *map(Path, prompt or [])])
     jobs = _generate_jobs(jobs, recipe, highlighting, results, artifacts)

@@ -53,6 +53,7 @@ def serve(
         typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
     ] = None,
     artifacts: options.Artifacts = None,
+    models: options.SubjectModels = None,
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1"),
@@ -76,6 +77,7 @@ def serve(
         "host": host, "port": port, "data": data, "database": database, "files": files, "model": model,
         "motion_adapter": motion_adapter, "weights": weights, "dtype": dtype, "devices": devices, "batch": batch,
         "compile": compile, "artifacts": artifacts, "renderer": renderer, "log_format": log_format,
+        "highlight_models": models,
     }  # fmt: skip
     resolved = load_config(config, **settings)
     if show_config:
@@ -97,6 +99,9 @@ def submit(
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")] = Path(
         "outputs"
     ),
+    highlight: options.HighlightWord = "",
+    mask: options.Mask = None,
+    box: options.Box = None,
     combine: options.Combine = "each",
     seed: options.Seeds = "0",
     model: options.Model = None,
@@ -138,8 +143,9 @@ def submit(
     fields = {
         "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
         "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
+        "highlight": highlight or None, "box": box,
     }  # fmt: skip
-    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite)
+    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite, mask=mask)
 
 
 keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from videomaker.errors import InputError
 from videomaker.files import atomic_directory
+from videomaker.model_files import load_whole
 
 from .check import describe_counts
 from .dataset import spread_frames
@@ -249,5 +250,4 @@ def _load(model_class: Any, folder: Path, device: str) -> tuple[Any, torch.nn.Mo
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a model's local folder in the transformers format")
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    return processor, model_class.from_pretrained(folder, local_files_only=True).to(device).eval()
+    return load_whole(AutoProcessor, folder, backend="pil"), load_whole(model_class, folder).to(device).eval()

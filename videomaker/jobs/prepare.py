@@ -19,7 +19,7 @@ from videomaker.weights.sources import pin
 
 from .defaults import generation_defaults, model_folder, resolve_output, resolve_settings
 from .finished import fingerprint
-from .model_check import check_model, check_parts
+from .model_check import check_model, check_nothing_left_out, check_parts
 from .parts import build_pipeline, fuse_loras
 from .record import component_digests
 from .request import Job, ModelSpec, Recipe
@@ -94,6 +94,8 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"model {spec.source!r} cannot be loaded: {reason}") from error
     check_parts(pipe, spec.source)
+    if spec.vae is None:
+        check_nothing_left_out(model_folder(spec.source), pipe, spec.source)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))

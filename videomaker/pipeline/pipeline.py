@@ -179,9 +179,10 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         Raises:
             InputError: an argument cannot be used; the message names the value and the remedy.
         """
-        names = callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         embeds, adapter = (prompt_embeds, negative_prompt_embeds), (ip_adapter_image, ip_adapter_image_embeds)
         self._check_parts(prompt, reference_image, output_type)
+        checks.check_conditioning(self, cross_attention_kwargs, callback_on_step_end_tensor_inputs, *adapter)
+        names = callback_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
         settings = self._settings(
             num_frames, height, width, num_inference_steps, guidance_scale, negative_prompt, negative_prompt_embeds
         )
@@ -252,8 +253,9 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
         checks.check_number("eta", eta, low=0)
         # Ours have been checked; diffusers' own check refuses sizes by 8 alone, and shapes that can be made to fit.
-        self.check_inputs(
-            prompt, 8, 8, None, settings.negative_prompt, None if prompt is not None else prompt_embeds,
+        checks.refused_in_words(
+            self.check_inputs, prompt, 8, 8, None, settings.negative_prompt,
+            None if prompt is not None else prompt_embeds,
             negative_prompt_embeds if prompt is not None else None,
             *adapter, callback_inputs,
         )  # fmt: skip
@@ -280,6 +282,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
     ) -> Inputs:
         """What the denoising starts from; the frames' noise is drawn before the references'."""
         num_prompts = _num_prompts(prompt, embeds[0])
+        width_of_text = self.unet.config.cross_attention_dim
+        checks.check_negative(settings.negative_prompt, embeds[1], num_prompts, width_of_text)
         num_videos = num_prompts * num_videos_per_prompt
         guidance = self._prepare_guidance(settings.guidance_scale, num_prompts, num_videos_per_prompt)
         checks.check_generators(generator, num_videos)

@@ -40,6 +40,7 @@ def create_app(state: State) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # `page` has one that asks nobody else
         redoc_url=None,
         responses={"4XX": {"model": ErrorAnswer, "description": "Refused"}},
         swagger_ui_oauth2_redirect_url=None,

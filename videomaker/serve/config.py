@@ -86,6 +86,13 @@ class ServeConfig(BaseSettings):
     request_check: str | None = Field(None, description="module:function that may refuse a request.")
     frames_check: str | None = Field(None, description="module:function that may refuse finished frames.")
 
+    highlight_models: Path | None = Field(
+        None, description="Folder of grounding-dino/ and sam/, to find subjects by word."
+    )
+    certificate: Path | None = Field(None, description="PEM, its chain after it: signs every video (C2PA).")
+    certificate_key: Path | None = Field(None, description="PEM: the certificate's private key, not encrypted.")
+    timestamp_url: str = Field("", description="Of an RFC 3161 authority that vouches for when a video was signed.")
+
     max_wait: float = Field(600, ge=0, description="Expected seconds in the queue above which requests are refused.")
     max_active: int = Field(200, ge=1, description="Unfinished videos of one key, where the key says nothing else.")
     max_per_hour: int | None = Field(None, ge=1)

@@ -65,6 +65,8 @@ def _check(state: State) -> None:
             raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
     load_check(config.request_check)
     load_check(config.frames_check)
+    state.credentials  # noqa: B018
+    state.highlighter.check()
     migrate.upgrade(state.database)
     state.signer  # noqa: B018
     if not (config.is_loopback or state.keys.exist()):
