@@ -64,7 +64,7 @@ def steps(video: np.ndarray, case: Case) -> np.ndarray:
     return np.hypot(np.diff(found.rows), np.diff(found.columns)) / CELL
 
 
-def measure(videos: np.ndarray, cases: list[Case]) -> dict[str, float]:
+def measure(videos: np.ndarray, cases: list[Case]) -> dict[str, float | None]:
     """Means over all pieces of eight frames, and over all pairs of frames."""
     scores, motions, moved = [], [], []
     for video, case in zip(videos, cases, strict=True):
@@ -102,18 +102,23 @@ def main() -> None:
     kinds = [("one window", NUM_FRAMES, None, False)]
     kinds += [(f"overlap {overlap}", options.frames, overlap, False) for overlap in options.overlaps]
     kinds += [(f"overlap {NUM_FRAMES // 2}, fresh noise", options.frames, NUM_FRAMES // 2, True)]
-    rows = {}
+    about = {"clips": options.clips, "frames": options.frames, "window": NUM_FRAMES, "seed": options.seed}
+    header = {"environment": environment(torch.device("cpu")), "suite": about}
+    rows: dict[str, dict[str, float | None]] = {}
     for name, frames, overlap, fresh in tqdm(kinds, disable=None):
         batches = [cases[start : start + BATCH] for start in range(0, len(cases), BATCH)]
         videos = np.concatenate([make(pipe, batch, frames, overlap, fresh) for batch in batches])
         rows[name] = measure(videos, cases)
         print(name, {key: value if value is None else round(value, 3) for key, value in rows[name].items()}, flush=True)
-    about = {"clips": options.clips, "frames": options.frames, "window": NUM_FRAMES, "seed": options.seed}
-    result = {"environment": environment(torch.device("cpu")), "suite": about, "rows": rows}
-    if options.output:
-        with atomic_path(options.output) as temporary:
+        _write(options.output, {**header, "rows": rows})
+    print(json.dumps({**header, "rows": rows}))
+
+
+def _write(path: Path | None, result: dict) -> None:
+    """What is measured so far."""
+    if path:
+        with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ class StaticSampler:
         self._timesteps, self._reference, self._step_kwargs = timesteps, reference, step_kwargs
         self._reuse_every = reuse_every
         self._linear = _is_linear_ddim(scheduler, step_kwargs)
-        self._weights = ddim_weights(scheduler, timesteps).to(reference.device) if self._linear else None
         self._prediction = torch.tensor([0.0, 1.0], device=reference.device)
+        if self._linear:
+            self._weights = ddim_weights(scheduler, timesteps).to(reference.device)
         self._text: torch.Tensor | None = None
         self._states: TextStates | None = None
         self._inner: torch.Tensor | None = None

@@ -31,7 +31,9 @@ def main(verb: str, url: str, name: str, retries: str, target: str = "") -> dict
 
     retry: RetryConfig = {"max_retries": int(retries), "retry_timeout": timedelta(seconds=60)}
     # The time-out is of a whole request, and a shard may be gigabytes.
-    options: ClientConfig = {"allow_http": True, "connect_timeout": timedelta(seconds=20), "timeout": timedelta(hours=2)}
+    options: ClientConfig = {
+        "allow_http": True, "connect_timeout": timedelta(seconds=20), "timeout": timedelta(hours=2),
+    }  # fmt: skip
     try:
         store = from_url(url, client_options=options, retry_config=retry)
         if verb == "head":

@@ -152,8 +152,7 @@ class Video:
     def rate(self) -> float:
         """Frames a second, on average; of a variable rate by the timestamps."""
         times = self.timestamps
-        if self.variable_rate and times:
-            assert self._stream.time_base is not None  # there are timestamps, which are counted in it
+        if self.variable_rate and times and self._stream.time_base:
             return float((len(times) - 1) / ((times[-1] - times[0]) * self._stream.time_base))
         rate = self._stream.average_rate or self._stream.guessed_rate
         if not rate:

@@ -9,10 +9,13 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
+from .windows import Windows
+
 Images = PipelineImageInput
 Generators = torch.Generator | list[torch.Generator]
 
-PAPER = {"num_frames": 16, "num_inference_steps": 30, "guidance_scale": 8.0, "negative_prompt": None}
+TRAINED_FRAMES = 16  # of AnimateDiff and the paper
+PAPER = {"num_frames": TRAINED_FRAMES, "num_inference_steps": 30, "guidance_scale": 8.0, "negative_prompt": None}
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Inputs(NamedTuple):
         reference: latents `[B, C, R, h, w]`.
         text: `[2B or B, L, E]`.
         guidance: `[B, 1, 1, 1, 1]`, or None without.
+        windows: of a long video.
     """
 
     noise: torch.Tensor
     reference: torch.Tensor
     text: torch.Tensor
     guidance: torch.Tensor | None
+    windows: Windows | None = None
 
 
 def fill_in(side: int, defaults: dict[str, Any], asked: dict[str, Any]) -> Open:

@@ -28,7 +28,7 @@ from videomaker.errors import InputError
 from videomaker.generation import GenerationDefaults
 
 from . import checks
-from .inputs import PAPER, Generators, Images, Inputs, Open, callback_names, fill_in
+from .inputs import TRAINED_FRAMES, Generators, Images, Inputs, Open, callback_names, fill_in
 from .latents import LatentsMixin
 from .loading import LoadingMixin
 from .posteriors import PosteriorCache
@@ -190,17 +190,14 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         self._check_call(settings, num_videos_per_prompt, eta, prompt, embeds, adapter, names)
         self._cross_attention_kwargs, self._clip_skip, self._interrupt = cross_attention_kwargs, clip_skip, False
         pictures = (reference_image, reference_image_embeds)
-        inputs = self._inputs(settings, prompt, embeds, pictures, num_videos_per_prompt, generator, latents)
-        windows = self._windows(settings.num_frames, inputs.reference.shape[2], window_frames, window_overlap)
-        if windows is not None and latents is None:
-            inputs = inputs._replace(noise=windows.spread_noise(inputs.noise[:, :, : windows.size]))
+        window = (window_frames, window_overlap)
+        inputs = self._inputs(settings, prompt, embeds, pictures, num_videos_per_prompt, generator, latents, window)
         latents = self.denoise(
             *inputs,
             num_inference_steps=settings.num_inference_steps,
             step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
             added_cond_kwargs=self._ip_adapter_conditioning(*adapter, len(inputs.noise)),
             callback=callback_on_step_end, callback_inputs=names, generator=generator,
-            windows=windows,
         )  # fmt: skip
         video = self.decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
@@ -268,7 +265,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
             raise InputError("give negative_prompt or negative_prompt_embeds, one of the two")
 
     def _windows(self, num_frames: int, num_references: int, size: int | None, overlap: int | None) -> Windows | None:
-        trained = self.generation_defaults.num_frames or int(PAPER["num_frames"])
+        trained = self.generation_defaults.num_frames or TRAINED_FRAMES
         limit = self.unet.config.motion_max_seq_length
         return plan_windows(num_frames, num_references, limit=limit, trained=trained, size=size, overlap=overlap)
 
@@ -281,6 +278,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         num_videos_per_prompt: int,
         generator: Generators | None,
         latents: torch.Tensor | None,
+        window: tuple[int | None, int | None],
     ) -> Inputs:
         """What the denoising starts from; the frames' noise is drawn before the references'."""
         num_prompts = _num_prompts(prompt, embeds[0])
@@ -294,7 +292,10 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         reference = self.encode_reference(
             *pictures, prompt, num_prompts, num_videos_per_prompt, settings.height, settings.width, generator
         )
-        return Inputs(noise, reference, text, guidance)
+        windows = self._windows(settings.num_frames, reference.shape[2], *window)
+        if windows is not None and latents is None:
+            noise = windows.spread_noise(noise[:, :, : windows.size])
+        return Inputs(noise, reference, text, guidance, windows)
 
     def _ip_adapter_conditioning(self, image: Any, image_embeds: Any, num_videos: int) -> dict[str, Any] | None:
         if image is None and image_embeds is None:

@@ -44,6 +44,7 @@ class SamplingMixin(Parts):
         reference: torch.Tensor,
         text: torch.Tensor,
         guidance: torch.Tensor | None,
+        windows: Windows | None = None,
         *,
         num_inference_steps: int,
         step_kwargs: dict[str, Any],
@@ -51,7 +52,6 @@ class SamplingMixin(Parts):
         callback: Callable | None = None,
         callback_inputs: Sequence[str] = (),
         generator: Generators | None = None,
-        windows: Windows | None = None,
     ) -> torch.Tensor:
         """From noise to the frames' latents `[B, C, F, h, w]`; the reference comes in clean at every step."""
         device = self._execution_device
@@ -65,11 +65,8 @@ class SamplingMixin(Parts):
                 latents, timesteps = self._apply_free_init(
                     latents, iteration, num_inference_steps, device, latents.dtype, generator
                 )
-            step: Step
-            if windows is None:
-                step = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
-            else:
-                step = self._windowed(windows, timesteps, reference, step_kwargs, added_cond_kwargs)
+            sampler = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
+            step = sampler if windows is None else self._windowed(windows, sampler, timesteps, step_kwargs)
             state = State(latents, text, guidance)
             latents = self._denoise_once(step, timesteps, state, callback, callback_inputs)
         return latents
@@ -110,15 +107,18 @@ class SamplingMixin(Parts):
         )
 
     def _windowed(
-        self, windows: Windows, timesteps: torch.Tensor, reference: torch.Tensor, step_kwargs: dict[str, Any],
-        added: dict[str, Any] | None,
-    ) -> Step:  # fmt: skip
+        self,
+        windows: Windows,
+        sampler: "StaticSampler | EagerSampler",
+        timesteps: torch.Tensor,
+        step_kwargs: dict[str, Any],
+    ) -> Step:
         """What makes one step of a video in windows: their predictions fused, then the scheduler's update."""
         if self.approximations.reuse_every > 1:
             raise InputError(
                 "approximations.reuse_every keeps the features of one window: leave it at 1 for a long video"
             )
-        predict = windows.fuse(self._sampler(timesteps, reference, step_kwargs, added).predict)
+        predict = windows.fuse(sampler.predict)
 
         def step(index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None) -> torch.Tensor:
             output = predict(index, latents, text, guidance)
