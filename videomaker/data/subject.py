@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ class Highlight:
     """
 
     word: str = ""
-    mask: Path | None = None
+    mask: Path | BinaryIO | None = None
     box: Box | None = None
 
     def __bool__(self) -> bool:
@@ -153,8 +154,8 @@ def write_highlighted(
         "source": str(source.resolve()),
         "source_sha256": sha256_of_file(source),
         "word": highlight.word or None,
-        "mask": highlight.mask and str(highlight.mask.resolve()),
-        "mask_sha256": highlight.mask and sha256_of_file(highlight.mask),
+        "mask": str(highlight.mask.resolve()) if isinstance(highlight.mask, Path) else None,
+        "mask_sha256": sha256_of_file(highlight.mask) if isinstance(highlight.mask, Path) else None,
         "box": list(box),
     }
     with atomic_path(path.with_suffix(".json")) as temporary:

@@ -53,7 +53,9 @@ class Highlighter:
         Raises:
             InputError: it is not there.
         """
-        for name in () if self.models is None else ("grounding-dino", "sam"):
+        if self.models is None:
+            return
+        for name in ("grounding-dino", "sam"):
             if not (self.models / name / "config.json").is_file():
                 raise InputError(f"highlight_models {self.models} has no {name}/ with config.json: put the model there")
 
