@@ -134,11 +134,12 @@ def test_what_a_graph_takes_as_it_comes_acts(pipe, change):
 
 
 def test_compiling_again_takes_the_change():
-    pipe, plain = tiny_pipeline(), tiny_pipeline()
+    # In double precision: a LoRA of random weights makes the rounding of single precision large.
+    pipe, plain = tiny_pipeline().to(torch.float64), tiny_pipeline().to(torch.float64)
     pipe.compiled = CompiledPipeline(pipe)
     for one in (pipe, plain):
         torch.manual_seed(1)
         one.load_lora_weights(lora(one))
         one.enable_freeu(0.9, 0.2, 1.2, 1.4)
     pipe.compiled = CompiledPipeline(pipe)
-    assert torch.allclose(run(pipe), run(plain), atol=1e-4)
+    assert torch.allclose(run(pipe), run(plain), atol=1e-9)

@@ -119,7 +119,7 @@ def test_thumbnails_and_sheets_show_every_frame(tmp_path):
     from videomaker.serve.renderer import Made
 
     made = Made(np.arange(8, dtype=np.uint8)[:, None, None, None] * np.full((1, 32, 48, 3), 20, np.uint8), 8, {})
-    request = {"fps": 8.0, "consent": None}
+    request = {"fps": 8.0, "consent": None, "references": []}
     files = make_files(made, request, load_config(data=tmp_path))
     import io
 

@@ -76,7 +76,7 @@ class StaticSampler:
         self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
         """Latents `[B, C, F, h, w]` after step `index`, for text and guidance as in `denoising.guided_noise`."""
-        if self._weights is not None:
+        if self._linear:
             return self._advance(index, latents, self._weights[index], text, guidance)
         output = self.predict(index, latents, text, guidance)
         return self._scheduler.step(output, self._timesteps[index], latents, **self._step_kwargs).prev_sample
