@@ -16,8 +16,8 @@ from videomaker.serve.tables import metadata
 
 
 @pytest.fixture
-def database(tmp_path) -> Database:
-    return Database(f"sqlite:///{tmp_path / 'm.db'}")
+def database(any_database) -> Database:
+    return any_database
 
 
 def test_migrations_make_the_tables_and_undo_them(database):

@@ -20,6 +20,7 @@ from . import migrate
 from .app import create_app
 from .checks import load_check
 from .config import ServeConfig
+from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
@@ -65,12 +66,25 @@ def _check(state: State) -> None:
             raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
     load_check(config.request_check)
     load_check(config.frames_check)
-    migrate.upgrade(state.database)
+    prepare_database(state)
     state.signer  # noqa: B018
     if not (config.is_loopback or state.keys.exist()):
         raise InputError(
             f"--host {config.host} lets others in and there are no keys: videomaker keys create NAME, or leave it out"
         )
+
+
+def prepare_database(state: State) -> None:
+    """Brings the tables to this program's version.
+
+    Raises:
+        InputError: the database does not answer, or was written by a newer program.
+    """
+    try:
+        migrate.upgrade(state.database)
+    except PASSING as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise InputError(f"database {state.database.shown} does not answer: {reason}") from error
 
 
 def _listen(config: ServeConfig) -> socket.socket:
@@ -130,5 +144,13 @@ class _Server(uvicorn.Server):
 
 def show_config(config: ServeConfig) -> None:
     """Prints the resolved settings as JSON."""
-    json.dump(config.model_dump(mode="json"), sys.stdout, indent=2)
+    shown = config.model_dump(mode="json")
+    if config.database:
+        shown["database"] = shown_url(config.database)
+    shown["files_options"] = {name: _hidden(name, value) for name, value in config.files_options.items()}
+    json.dump(shown, sys.stdout, indent=2)
     print()
+
+
+def _hidden(name: str, value: str) -> str:
+    return "***" if any(word in name.lower() for word in ("secret", "token", "password", "key_id")) else value

@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -31,6 +32,7 @@ from .tracing import span
 log = structlog.get_logger("videomaker.serve.worker")
 POLL_SECONDS = (0.02, 0.2)  # between two looks at an empty queue: after a job, and after a while
 BEAT_SECONDS = 3
+PATIENCE = 600  # seconds for which a finished video waits for a store or a database that is away
 STORE_SECONDS = 1  # until a store that failed is tried again
 MEMORY = 0.3  # weight of the newest video in the mean of seconds
 EXIT_HANGS = 75  # status of a worker that ended itself because a step did not end
@@ -65,14 +67,16 @@ class Worker:
         start = time.perf_counter()
         self.renderer.warm_up(self.state.shapes)
         self._ready = True
-        self._beat()
+        with suppress(SQLAlchemyError):  # the next beat tells it
+            self._beat()
         log.info(
             "worker ready", worker=self.id, device=self.renderer.device, seconds=round(time.perf_counter() - start, 1)
         )
         try:
             self._work()
         finally:
-            self.state.registry.leave(self.id)
+            with suppress(SQLAlchemyError):  # it is forgotten anyway, a little later
+                self.state.registry.leave(self.id)
 
     def _work(self) -> None:
         pause = POLL_SECONDS[0]
@@ -102,6 +106,7 @@ class Worker:
             step_timeout=config.step_timeout,
             on_timeout=lambda: self._hangs(claimed),
             is_stopping=lambda: time.monotonic() > self._stop_at,
+            patience=PATIENCE,
         )
         parents = [row.traceparent for row in claimed.rows]
         with keeper, span("make videos", parents, bucket=claimed.rows[0].bucket, videos=len(rows)):
@@ -109,16 +114,18 @@ class Worker:
                 self._make(claimed, keeper, size(claimed.rows[0].bucket))
             except Stopped:
                 self._leave(claimed, keeper)
-            except (BaseError, OSError) as error:  # the store is away; nothing is wrong with the jobs
+            except (BaseError, OSError) as error:  # the store stays away; nothing is wrong with the jobs
                 log.warning("store does not answer", error=str(error))
                 self._leave(claimed, keeper)
                 self._stop.wait(STORE_SECONDS)
         return True
 
     def _make(self, claimed: Claimed, keeper: LeaseKeeper, size: int) -> None:
-        rows = claimed.rows
         start = time.perf_counter()
-        jobs = [self._load(row) for row in rows]
+        loaded = [(row, job) for row in claimed.rows if (job := self._load(row, claimed.lease, keeper))]
+        if not loaded:
+            return
+        rows, jobs = zip(*loaded, strict=True)
         try:
             outcomes = self._render(jobs, size, keeper)
         except OutOfMemory as error:
@@ -128,11 +135,18 @@ class Worker:
         self._learn(rows[0].bucket, seconds / len(rows), len(rows) / size)
         for row, outcome in zip(rows, outcomes, strict=True):
             keeper.alive()
-            self._publish(row, claimed.lease, outcome, seconds)
+            self._publish(row, claimed.lease, outcome, seconds, keeper)
 
-    def _load(self, row: Row) -> RenderJob:
-        images = [pictures.from_ppm(self.state.store.get(reference["key"])) for reference in row.request["references"]]
-        return RenderJob(row.id, row.request, tuple(images))
+    def _load(self, row: Row, lease: str, keeper: LeaseKeeper) -> RenderJob | None:
+        """The job with its pictures; None, and a failed job, when the store has them no more."""
+        keys = [reference["key"] for reference in row.request["references"]]
+        try:
+            files = [keeper.insist(partial(self.state.store.get, key)) for key in keys]
+        except FileNotFoundError as error:
+            log.error("reference lost", video=row.id, error=str(error), request_id=row.request_id)
+            self._publish(row, lease, Failed("reference_lost", "the picture of the subject is gone"), 0.0, keeper)
+            return None
+        return RenderJob(row.id, row.request, tuple(map(pictures.from_ppm, files)))
 
     def _render(self, jobs: Sequence[RenderJob], size: int, keeper: LeaseKeeper) -> list[Made | Failed]:
         try:
@@ -152,24 +166,24 @@ class Worker:
         except OutOfMemory as error:
             return Failed("out_of_memory", str(error))
 
-    def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float) -> None:
+    def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float, keeper: LeaseKeeper) -> None:
         queue, config = self.state.queue, self.state.config
         keep = None if config.keep_hours is None else 3600 * config.keep_hours
         if isinstance(outcome, Made) and self._check and (reason := self._check(row.request, outcome.frames)):
             outcome = Failed("safety_rejected", reason)
         if isinstance(outcome, Failed):
-            queue.finish(lease, row.id, error=outcome.__dict__, keep=keep)
+            keeper.insist(lambda: queue.finish(lease, row.id, error=outcome.__dict__, keep=keep))
             self.stats.fail(outcome.code)
             log.warning("video failed", video=row.id, code=outcome.code, request_id=row.request_id)
             return
         start = time.perf_counter()
         files = make_files(outcome, row.request, config)
         encoded = time.perf_counter()
-        described = store_files(self.state.store, row.id, lease, files)
+        described = keeper.insist(lambda: store_files(self.state.store, row.id, lease, files))
         stored = time.perf_counter()
         phases = {"render": seconds, "encode": encoded - start, "store": stored - encoded}
         result = {"lease": lease, "files": described, "seconds": phases}
-        if not queue.finish(lease, row.id, result=result, keep=keep):
+        if not keeper.insist(lambda: queue.finish(lease, row.id, result=result, keep=keep)):
             self.state.store.delete(f"videos/{row.id}/{lease}")
             log.info("result not wanted", video=row.id, request_id=row.request_id)
             return
