@@ -82,6 +82,8 @@ class ServeConfig(BaseSettings):
         "local", description="Who makes the videos: workers of this machine, others of the same database, or Ray Serve."
     )
 
+    idle_exit: float | None = Field(None, ge=0, description="Seconds without work after which a worker ends.")
+
     max_side: int = Field(1024, ge=8)
     max_steps: int = Field(100, ge=1)
     max_references: int = Field(4, ge=1)

@@ -24,7 +24,7 @@ from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
-from .supervisor import Supervisor
+from .supervisor import Supervisor, worker_devices
 from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
@@ -46,7 +46,9 @@ def serve(config: ServeConfig) -> int:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"VideoMaker at {address}  (data in {config.data}; Ctrl-C ends)", flush=True)
-    supervisor, housekeeper = Supervisor(config), Housekeeper(state)
+    devices = worker_devices(config) if config.engine == "local" else []
+    supervisor = Supervisor(config.model_copy(update={"idle_exit": None}), devices)
+    housekeeper = Housekeeper(state)
     supervisor.start()
     housekeeper.start()
     server = _Server(state, supervisor)
@@ -60,10 +62,7 @@ def serve(config: ServeConfig) -> int:
 def _check(state: State) -> None:
     config = state.config
     state.model  # noqa: B018  # is read, or refused, now rather than by the first request
-    for name in ("weights", "motion_adapter", "artifacts"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).exists():
-            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
+    check_paths(config)
     load_check(config.request_check)
     load_check(config.frames_check)
     prepare_database(state)
@@ -72,6 +71,18 @@ def _check(state: State) -> None:
         raise InputError(
             f"--host {config.host} lets others in and there are no keys: videomaker keys create NAME, or leave it out"
         )
+
+
+def check_paths(config: ServeConfig) -> None:
+    """Refuses settings that name what is not there.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    for name in ("weights", "motion_adapter", "artifacts"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
 
 
 def prepare_database(state: State) -> None:

@@ -52,7 +52,7 @@ class Worker:
         self.stats = WorkerStats()
         self._seconds: dict[str, float] = {}
         self._check = load_check(state.config.frames_check)
-        self._ready = False
+        self._ready, self._idle_exit = False, state.config.idle_exit
         self._stop = threading.Event()
         self._stop_at = float("inf")
 
@@ -79,7 +79,7 @@ class Worker:
                 self.state.registry.leave(self.id)
 
     def _work(self) -> None:
-        pause = POLL_SECONDS[0]
+        pause, worked = POLL_SECONDS[0], time.monotonic()
         while not self._stop.is_set():
             try:
                 busy = self.work_once()
@@ -88,8 +88,12 @@ class Worker:
                 busy = False
                 self._stop.wait(1)
             pause = POLL_SECONDS[0] if busy else min(pause * 1.5, POLL_SECONDS[1])
-            if not busy:
-                self._stop.wait(pause)
+            if busy:
+                worked = time.monotonic()
+                continue
+            if self._idle_exit is not None and time.monotonic() - worked > self._idle_exit:
+                return
+            self._stop.wait(pause)
 
     def work_once(self) -> bool:
         """Makes one batch, if any waits: whether there was one."""

@@ -33,8 +33,8 @@ async def content(
 ) -> Response:
     """The video (mp4), a thumbnail (webp), a spritesheet (jpg), the record (json) or a reference (png).
 
-    Ranges are served, so that players can seek. A signed link of the video's `links` needs no key. Where files lie in an
-    object store, the answer to `variant=video` is a redirect to a link that the store answers.
+    Ranges are served, so that players can seek. A signed link of the video's `links` needs no key. Where files
+    lie in an object store, the answer to `variant=video` is a redirect to a link that the store answers.
     """
     row = await run_in_threadpool(_find, request, state, id, variant)
     if variant == "reference":
