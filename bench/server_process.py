@@ -60,7 +60,7 @@ class Process:
                 return match[0]
         raise AssertionError(f"the server ended: {self.log.read_text()[-2000:]}")
 
-    def wait_ready(self, seconds: float = 60) -> float:
+    def wait_ready(self, seconds: float = 180) -> float:
         """Until a worker is warm: the seconds that the server says it took."""
         return float(self._line(r"ready after [\d.]+", seconds).split()[-1])
 
@@ -86,7 +86,7 @@ class ServerProcess(Process):
 
     def __init__(self, folder: Path, *arguments: str, **settings: Any):
         super().__init__(folder, "serve", *arguments, **{"port": 0, **settings})
-        self.address = self._line(r"http://\S+", 60)
+        self.address = self._line(r"http://\S+", 180)
 
     def client(self, **options: Any) -> httpx2.Client:
         """A connection to it."""

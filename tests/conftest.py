@@ -52,7 +52,7 @@ def object_store(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])
 def any_database(request, tmp_path):
     """An empty database of each kind."""
     from videomaker.serve.database import Database

@@ -18,6 +18,7 @@ from videomaker.serve.config import load_config
 from videomaker.serve.state import State
 
 pytest.importorskip("psycopg")
+pytestmark = pytest.mark.scale
 LEASE = 2  # seconds
 
 
@@ -128,7 +129,7 @@ class Load(threading.Thread):
 def check_all_made_once(cluster, ids):
     assert ids
     other = cluster.clients()[1]
-    assert {wait_for(other, id, 90)["status"] for id in ids} == {"completed"}
+    assert {wait_for(other, id, 180)["status"] for id in ids} == {"completed"}
     rows = cluster.state.listing.get_many(ids)
     for id in ids:
         lease = rows[id].result["lease"]

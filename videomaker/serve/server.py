@@ -41,7 +41,7 @@ def serve(config: ServeConfig) -> int:
     configure_tracing(config.telemetry)
     start = time.monotonic()
     state = State(config)
-    _check(state)
+    check_state(state)
     listener = _listen(config)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -59,7 +59,12 @@ def serve(config: ServeConfig) -> int:
     return 2 if supervisor.failed.is_set() else 0
 
 
-def _check(state: State) -> None:
+def check_state(state: State) -> None:
+    """Refuses what cannot be served, and makes the database ready.
+
+    Raises:
+        InputError: with the reason.
+    """
     config = state.config
     state.model  # noqa: B018  # is read, or refused, now rather than by the first request
     check_paths(config)

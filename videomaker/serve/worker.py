@@ -56,6 +56,11 @@ class Worker:
         self._stop = threading.Event()
         self._stop_at = float("inf")
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is warm."""
+        return self._ready
+
     def stop(self, grace: float) -> None:
         """Takes nothing more; a batch that is not finished within `grace` seconds is given back at its next step."""
         self._stop_at = time.monotonic() + grace
