@@ -1,4 +1,4 @@
-"""The whole of it at once: PostgreSQL, an S3 store and Ray; the embedded model, the official client, a killed worker."""
+"""All at once: PostgreSQL, an S3 store and Ray; the embedded model, the official client, a killed worker."""
 
 from __future__ import annotations
 
