@@ -60,7 +60,7 @@ class Process:
                 return match[0]
         raise AssertionError(f"the server ended: {self.log.read_text()[-2000:]}")
 
-    def wait_ready(self, seconds: float = 180) -> float:
+    def wait_ready(self, seconds: float = 600) -> float:
         """Until a worker is warm: the seconds that the server says it took."""
         return float(self._line(r"ready after [\d.]+", seconds).split()[-1])
 

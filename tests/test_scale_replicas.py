@@ -34,7 +34,7 @@ class Cluster:
         self.servers = [ServerProcess(folder / name, "--no-worker", **self.settings) for name in ("a", "b")]
         options = {"files_options": json.loads(self.settings["files_options"])}
         self.state = State(load_config(**{**self.settings, "data": folder, **options}))
-        self.keys = {"ann": self.state.keys.create("ann"), "bob": self.state.keys.create("bob", max_active=1)}
+        self.keys = {"ann": self.state.keys.create("ann"), "bob": self.state.keys.create("bob", max_per_hour=1)}
 
     def worker(self, **settings):
         return WorkerProcess(self.folder / "worker", **self.settings, **settings)

@@ -53,7 +53,7 @@ class Worker:
         self._seconds: dict[str, float] = {}
         self._check = load_check(state.config.frames_check)
         self._ready, self._idle_exit = False, state.config.idle_exit
-        self._stop = threading.Event()
+        self._beating, self._stop = threading.Lock(), threading.Event()
         self._stop_at = float("inf")
 
     @property
@@ -243,4 +243,5 @@ class Worker:
             seconds=dict(self._seconds),
             stats=self.stats.as_json(),
         )
-        self.state.registry.beat(state)
+        with self._beating:  # two first beats at once would both insert
+            self.state.registry.beat(state)
