@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import tempfile
 import time
@@ -78,6 +79,8 @@ def cluster(postgres, object_store, monkeypatch):
         "files_options": json.loads(object_store.settings["files_options"]), "drain_seconds": 5,
     }  # fmt: skip
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # of a busy machine
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or one is left in the user's home
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="vm-ray-", ignore_cleanup_errors=True) as folder:
         options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 * 2**20, "_temp_dir": folder}
