@@ -104,7 +104,7 @@ def _million(video_seconds: float, p95: float, chance: random.Random) -> dict[st
 def check(chance: random.Random, *, per_second: float = 4.0, seconds: float = 20.0, workers: int = 2) -> dict[str, Any]:
     """The same arrivals through the simulation and through workers with the fake renderer, as threads."""
     arrivals = poisson(per_second, seconds, chance)
-    with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="videomaker-bench-", ignore_cleanup_errors=True) as folder:
         state = fake_state(Path(folder), fake_seconds=0.2)
         pool = [Worker(state, load_renderer(state.config, "cpu")) for _ in range(workers)]
         threads = [threading.Thread(target=worker.run) for worker in pool]

@@ -1,8 +1,8 @@
 """Scaling out, as commands; prints one line of JSON at the end and keeps it with `--output`.
 
-python -P bench/scale.py kills     jobs on PostgreSQL while workers are killed, the database restarts, a server dies
-python -P bench/scale.py rates     claims and submits a second against the number of processes, on both databases
-python -P bench/scale.py capacity  GPUs for a load, simulated; with --check against a run with the fake renderer
+python bench/scale.py kills     jobs on PostgreSQL while workers are killed, the database restarts, a server dies
+python bench/scale.py rates     claims and submits a second against the number of processes, on both databases
+python bench/scale.py capacity  GPUs for a load, simulated; with --check against a run with the fake renderer
 
 PostgreSQL comes with `pip install -e '.[scale-test]'`.
 """
