@@ -58,8 +58,9 @@ docs: $(READY)   ## the manual as a site: build/site/index.html
 	$(PY) -P .ci/lint.py --lay-out
 	$(PY) -P -m mkdocs build --strict
 
-gpu: $(READY)    ## everything that needs a CUDA device, one JSON: parity, gradients, benchmarks
-	$(PY) bench/gpu.py
+# Installs nothing and needs no network: without .venv the machine's own python3, which has torch and triton.
+gpu:             ## everything that needs a CUDA device, one JSON; ARGS="--out DIR --deadline 540 --resume"
+	$(or $(PYTHON),$(if $(wildcard .venv/bin/python),.venv/bin/python,python3)) bench/gpu.py $(ARGS)
 
 default: $(READY) ## trains the embedded model anew: hours on a CPU, goes on after an interruption
 	$(PY) -P train/default.py

@@ -23,6 +23,7 @@ EXTRAS = {
     "train": [
         "deepspeed>=0.18",
         "matplotlib>=3.8",
+        "obstore>=0.8",  # shards by URL
         "peft>=0.17",
         "pydantic>=2",
         "pyyaml>=6",
@@ -30,10 +31,12 @@ EXTRAS = {
         "webdataset>=1.0",
     ],
     # By name in optimizer.name; torch has AdamW and Adafactor itself.
-    "optimizers": ["bitsandbytes>=0.45; platform_system == 'Linux'", "prodigyopt>=1.1"],
+    "optimizers": ["bitsandbytes>=0.50; platform_system == 'Linux'", "prodigyopt>=1.1"],
     "serve": [
         "alembic>=1.14",
+        "c2pa-python>=0.32",
         "fastapi>=0.120",
+        "fastapi-offline>=1.7",
         "httptools>=0.6",
         "httpx2>=2.12",
         "jinja2>=3.1",
@@ -58,6 +61,7 @@ EXTRAS = {
     "face": ["insightface>=0.7", "onnxruntime>=1.18"],
     "flash": ["flash-attn>=2.7"],
     "dev": [
+        "bitsandbytes>=0.50; platform_system == 'Linux'",
         "build>=1.2",
         "import-linter>=2.5",
         "matplotlib>=3.8",
@@ -70,6 +74,7 @@ EXTRAS = {
         "opencv-python-headless>=4.10",
         "opentelemetry-sdk>=1.30",
         "peft>=0.17",
+        "playwright>=1.50",
         "pre-commit>=3.7",
         "prodigyopt>=1.1",
         "psutil>=5.9",

@@ -57,13 +57,7 @@ def foreign_to_kernels(graph: grimp.ImportGraph) -> list[str]:
         for name in graph.modules
         if name.startswith("videomaker.kernels")
         for other in graph.find_modules_directly_imported_by(name)
-        if other.partition(".")[0] not in allowed
-        and not other.startswith("videomaker.kernels")
-        # An import of a module that only another build writes is named by the root of the package.
-        and not all(
-            found["line_contents"].startswith("from ._")
-            for found in graph.get_import_details(importer=name, imported=other)
-        )
+        if other.partition(".")[0] not in allowed and not other.startswith("videomaker.kernels")
     )
 
 

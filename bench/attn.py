@@ -3,6 +3,7 @@
     python bench/attn.py                        everything this GPU can run, the correctness gate first
     python bench/attn.py --device cpu           the portable backend on a CPU
     python bench/attn.py --case 2,16,4096,4096,40 --json out.json --plot out.png
+    python bench/attn.py --adopters             other models' layers, repeated form against ours; needs diffusers
 
 Prints one table per case and, last, one line of JSON.
 """
@@ -14,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -119,8 +121,10 @@ class Gate:
     def wrong(self, rival: Rival) -> str | None:
         """Why the rival may not be timed, or None."""
         *qkv, grad_out = self.tensors
+        # Dynamo guards on the switch that poisons: what is compiled here would be compiled again to be timed.
+        poison = nullcontext() if rival.compiled else poisoned_memory()
         try:
-            with poisoned_memory(), torch.set_grad_enabled(not rival.forward_only):
+            with poison, torch.set_grad_enabled(not rival.forward_only):
                 if rival.forward_only:
                     results = [rival.attend(*qkv, **self.case.options)]
                 else:
@@ -346,6 +350,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     parser.add_argument("--quick", action="store_true", help="the main cases only")
     parser.add_argument("--case", action="append", type=_case, metavar="B,F,N,M,D", help="this case only; repeatable")
+    parser.add_argument("--adopters", action="store_true", help="ReferenceNet, StyleAligned and plain layers instead")
     parser.add_argument("--seconds", type=float, default=0.5, help="of measuring per path, case and direction")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report here")
@@ -374,10 +379,24 @@ def _case(text: str) -> Case:
     return case
 
 
+def run_adopters(options: argparse.Namespace) -> int:
+    """The layers of other models, bench/adopters.py."""
+    import adopters  # imports diffusers, which a machine with a GPU may lack
+
+    header = environment(options.device)
+    print(f"{header['device']}, torch {header['torch']}, triton {header['triton']}, commit {header['commit'][:12]}")
+    report = {"environment": header, "results": adopters.run(options, DTYPES[options.dtype])}
+    save(report, options.json)
+    print(json.dumps(report))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry of `python bench/attn.py`."""
     options = parse(arguments)
     torch.manual_seed(0)
+    if options.adopters:
+        return run_adopters(options)
     if options.device.type == "cuda":
         torch.cuda.set_device(options.device)
         compile_merge()

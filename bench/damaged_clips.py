@@ -15,11 +15,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
+from videomaker.train.run_folder import source_commit
 
 from videomaker.data.check import check_manifest
 from videomaker.data.manifest import Clip, write_manifest
 from videomaker.data.video import ClipError, open_video
-from videomaker.environment import versions
+from videomaker.environment import machine, versions
 
 FRAMES, SIDE = 48, 128
 
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--codec", default="libx264", help="libx264, libx265, mpeg4, libvpx-vp9, …")
     parser.add_argument("--container", default="mp4")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", default="", help="of the code, where this is not a git checkout")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,7 +114,8 @@ def main() -> None:
         "clips": options.clips, "codec": options.codec, "container": options.container,
         "tolerance": options.tolerance, "harmed": len(harmed), "found": len(harmed - passed), "missed": len(missed),
         "missed_differences": [round(harm[name] or 255, 2) for name in missed],
-        "refused_though_harmless": len(set(harm) - passed - harmed), "reasons": report.counts, "versions": versions(),
+        "refused_though_harmless": len(set(harm) - passed - harmed), "reasons": report.counts,
+        "machine": machine(torch.device("cpu")), "versions": versions(), "commit": options.commit or source_commit(),
     }  # fmt: skip
     print(f"{len(harmed)} of {options.clips} clips harmed; the check finds {len(harmed) - len(missed)} of them")
     print(json.dumps(result))

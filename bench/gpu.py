@@ -1,183 +1,255 @@
-"""Everything that needs a GPU, in one command under nine minutes: `make gpu`.
+"""Everything that needs a GPU, in stages of cases: `make gpu`, or `python bench/gpu.py --out DIR`.
 
-Where diffusers is installed, at most five more minutes go to the compiled pipeline at full size.
+    python bench/gpu.py --out DIR --deadline 540            until all is done or time is up
+    python bench/gpu.py --out DIR --deadline 540 --resume   what is left of it, after whatever ended the first
+    python bench/gpu.py --stages parity,attention           only these; --cases TEXT: only those named so
+    python bench/gpu.py --dry-run --out DIR                 the same walk on a CPU: tiny shapes, Triton's interpreter
 
-Stages run one after the other, each in a process and under a time limit of its own, so that the failure of one leaves
-the others' results. Writes bench/results/<gpu>-<date>.json and, with matplotlib, a plot beside it. Exit code 0 when
-every stage passed, 1 when one failed, 2 when there is no GPU. `--dry-run` walks through the stages with tiny shapes on
-a CPU, the kernels in Triton's interpreter.
+Every case runs in a process and under a time limit of its own, so that a crash, or a memory fault that poisons its
+CUDA context, costs that case alone. `DIR/run.json` is the result and the state: it is written after every case.
+Nothing is installed and no network is used; a stage whose packages are missing is skipped with the reason. Exit code 0
+when all is done and right, 1 when a case failed, 2 when nothing could be begun, 3 when cases are left.
 """
 
 import argparse
-import importlib.util
+import ctypes
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpu_stages import STAGES, Case, Device, cases_of
+
 BENCH = Path(__file__).resolve().parent
-CHECKS = str(BENCH / "gpu_checks.py")
-FUZZ_SHAPES = 200
-# Seconds; together below nine minutes.
-LIMITS = {"tests": 110, "shapes": 70, "fuzz": 70, "features": 45, "memcheck": 50, "racecheck": 50, "attn": 140}
-INFERENCE_LIMIT = 300  # compiles Stable Diffusion 1.5 three times
-DRY_RUN_LIMIT = 600  # the interpreter is slow, and so are the machines of a CI
-ATTN_LAST_CASE = 45  # seconds that a case of bench/attn.py, begun within its budget, may still take
+ROOT = BENCH.parent
+LIBC = ctypes.CDLL(None)
+DONE = ("passed", "FAILED")  # other outcomes, such as "cut" by the deadline, are tried again by --resume
+
+
+@dataclass
+class Run:
+    """One run: its options, its device and what is known so far, which is on disk after every change."""
+
+    folder: Path
+    device: Device
+    deadline: float  # by time.monotonic
+    environment: dict[str, str]  # of the cases' processes
+    report: dict = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    processes: set[subprocess.Popen] = field(default_factory=set)
+    is_ending: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The result."""
+        return self.folder / "run.json"
+
+    def outcome(self, case: Case) -> dict:
+        """What is known of a case."""
+        return self.report["stages"].get(case.stage, {}).get(case.name, {})
+
+    def record(self, case: Case, **outcome: object) -> None:
+        """Keep a case's outcome and say it."""
+        with self.lock:
+            self.report["stages"].setdefault(case.stage, {})[case.name] = outcome
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.report, indent=1) + "\n")
+            temporary.replace(self.path)
+        seconds, summary = outcome.get("seconds", 0), str(outcome.get("summary", ""))[:150]
+        print(f"{outcome['status']:<8}{seconds:>6.0f} s  {case.stage}: {case.name}  {summary}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of `python bench/gpu.py`."""
     options = parse(arguments)
-    device = find_device(options)
+    # A kill by a job's limit ends the case that runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    environment = cases_environment(options)
+    device = Device.find(environment, dry_run=options.dry_run)
     if device is None:
         print("make gpu needs a CUDA device that torch can use, and this machine has none.", file=sys.stderr)
         print("Without one: make test, or python bench/gpu.py --dry-run.", file=sys.stderr)
         return 2
-    start = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        stages = {name: run_stage(name, Path(folder) / f"{name}.json", options) for name in options.stages}
-    report = {"device": device, "dry_run": options.dry_run, "seconds": round(time.time() - start), "stages": stages}
-    write(report, options.output)
-    for name, stage in stages.items():
-        print(f"{name:<10}{stage['status']:<9}{stage['seconds']:>5.0f} s  {stage['summary'][:150]}")
-    return 1 if any(stage["status"] == "FAILED" for stage in stages.values()) else 0
+    run = Run(options.out, device, time.monotonic() + options.deadline, environment)
+    if why := begin(run, options):
+        print(why, file=sys.stderr)
+        return 2
+    cases = [x for stage in options.stages for x in cases_of(stage, device, run.folder) if options.cases in x.name]
+    for stage in options.stages:
+        run_stage(run, [case for case in cases if case.stage == stage], 1 if options.dry_run else STAGES[stage])
+    return conclude(run, cases)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--stages", nargs="+", choices=[*LIMITS, "inference"], default=default_stages(), help="only these"
-    )
-    parser.add_argument("--output", type=Path, default=BENCH / "results", metavar="DIR")
+    parser.add_argument("--out", "--output", type=Path, default=BENCH / "results" / "gpu", metavar="DIR")
+    parser.add_argument("--stages", type=_stages, default=list(STAGES), metavar="A,B", help=", ".join(STAGES))
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only cases with this in their names")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR: what is done stays")
+    parser.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS", help="for the whole command")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out.absolute()
+    return options
 
 
-def default_stages() -> list[str]:
-    """All stages that this Python has the packages for."""
-    return [*LIMITS, *(["inference"] if importlib.util.find_spec("diffusers") else [])]
+def _stages(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise argparse.ArgumentTypeError(f"no stage {', '.join(unknown)}: choose from {', '.join(STAGES)}")
+    return [name for name in STAGES if name in names]
 
 
-def find_device(options: argparse.Namespace) -> str | None:
-    """The GPU's name, asked for in a process of its own so that this one holds no CUDA context."""
-    if options.dry_run:
-        return "dry run"
-    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    return found.stdout.strip().rpartition("\n")[2] or None
+def begin(run: Run, options: argparse.Namespace) -> str | None:
+    """Fill the report, from disk when it goes on; why it cannot."""
+    fresh = {"dry_run": options.dry_run, "device": run.device.name, "stages": {}}
+    if not options.resume:
+        if run.path.exists():
+            return f"{run.path} holds a run: go on with it by --resume, or give another --out"
+        run.report = fresh
+    elif not run.path.exists():
+        return f"{run.path} does not exist: there is no run to resume"
+    else:
+        run.report = json.loads(run.path.read_text())
+        for name in ("dry_run", "device"):
+            if run.report[name] != fresh[name]:
+                return f"the run in {run.path} has {name} {run.report[name]!r}, here it is {fresh[name]!r}"
+    (run.folder / "cases").mkdir(parents=True, exist_ok=True)
+    return None
 
 
-def command(name: str, record: Path, options: argparse.Namespace) -> list[str] | None:
-    """What a stage runs; None when a program that it needs is not installed."""
-    dry_run = ["--dry-run"] * options.dry_run
-    if name in ("memcheck", "racecheck"):
-        program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-        if program is None and not options.dry_run:
-            return None
-        sanitizer = [] if options.dry_run else [program, "--tool", name, "--error-exitcode", "9"]
-        return [*sanitizer, sys.executable, CHECKS, "small", *dry_run]
-    if name == "attn":
-        budget = str(LIMITS["attn"] - ATTN_LAST_CASE)
-        attn = [sys.executable, str(BENCH / "attn.py"), "--json", str(record), "--budget", budget, "--seconds", "0.2"]
-        return [*attn, "--device", "cpu", "--case", "1,2,16,16,16", "--seconds", "0.01"] if options.dry_run else attn
-    if name == "inference":
-        inference = [sys.executable, str(BENCH / "inference.py"), "--json", str(record)]
-        tiny = ["--device", "cpu", "--paths", "ours", "--frames", "2", "--steps", "1", "--seconds", "0"]
-        full = ["--profile", "--seconds", "1", "--budget", str(INFERENCE_LIMIT - 100)]
-        return [*inference, *(tiny if options.dry_run else full)]
-    count = "4" if options.dry_run else str(FUZZ_SHAPES)
-    fuzz = ["--count", count, "--seconds", str(LIMITS["fuzz"] - 15)] if name == "fuzz" else []
-    return [sys.executable, CHECKS, name, "--record", str(record), *fuzz, *dry_run]
-
-
-def run_stage(name: str, record: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Run one stage in a process, killed with its children at the time limit; what it printed last is kept."""
-    limit = DRY_RUN_LIMIT if options.dry_run else LIMITS.get(name, INFERENCE_LIMIT)
-    print(f"\n=== {name}, at most {limit} s ===", flush=True)
-    arguments, start = command(name, record, options), time.time()
-    if arguments is None:
-        print("compute-sanitizer is not installed")
-        return {"status": "skipped", "seconds": 0.0, "summary": "compute-sanitizer is not installed"}
-    code, expired, tail = run_limited(arguments, limit, environment(name, options))
-    details = json.loads(record.read_text()) if record.exists() else None
-    summary = next((line for line in reversed(tail) if line.strip()), "")
-    stage = {"status": "passed", "seconds": round(time.time() - start, 1), "summary": summary, "details": details}
-    if code != 0:
-        why = f"stopped at the limit of {limit} s" if expired else f"exit code {code}"
-        stage |= {"status": "FAILED", "summary": f"{why}: {summary}", "output": tail}
-    return stage
-
-
-def environment(name: str, options: argparse.Namespace) -> dict[str, str]:
-    """Variables of a stage's process."""
-    variables = os.environ | {"PYTHONUNBUFFERED": "1"}
+def cases_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Variables of every case's process: where the package lies, and that nothing is fetched."""
+    variables = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    # What is tuned stays in this run's folder: the other stages measure the table.
+    variables["XDG_CACHE_HOME"] = str(options.out / "untuned")
     if options.dry_run:
         variables |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if name == "memcheck":
-        variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # torch's pool would hide accesses beyond a tensor
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('videomaker.kernels') is None)"  # no torch yet
+    if subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=False).returncode:
+        place = lay_out(options.out / "package")
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(place), variables.get("PYTHONPATH")]))
     return variables
 
 
-def run_limited(arguments: list[str], limit: float, variables: dict[str, str]) -> tuple[int, bool, list[str]]:
-    """Exit code, whether the limit was reached, and the last lines of the output, which is shown as it comes."""
+def lay_out(place: Path) -> Path:
+    """Links in `place` that look like the installed package, for a Python that has not got it."""
+    package = place / "videomaker"
+    package.mkdir(parents=True, exist_ok=True)
+    links = {child.name: child for child in (ROOT / "videomaker").iterdir() if child.name != "__pycache__"}
+    for name, target in {**links, "kernels": ROOT / "kernels", "train": ROOT / "train"}.items():
+        with suppress(FileExistsError):
+            (package / name).symlink_to(target)
+    return place
+
+
+def run_stage(run: Run, cases: list[Case], workers: int) -> None:
+    """The cases that are not done yet; several at a time where nothing is timed, for compiling keeps a core busy."""
+    left = [case for case in cases if run.outcome(case).get("status") not in DONE]
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in [pool.submit(run_case, run, case) for case in left]:
+                done.result()
+        except BaseException:  # Ctrl-C or SIGTERM: what runs is not done, and tried again by --resume
+            run.is_ending = True
+            for process in list(run.processes):
+                kill(process)
+            raise
+
+
+def run_case(run: Run, case: Case) -> None:
+    """One case in a process, unless something that it needs is missing or it does not fit in what is left of time."""
+    if run.is_ending:
+        return
+    if case.missing:
+        run.record(case, status="skipped", summary=case.missing)
+        return
+    left = run.deadline - time.monotonic()
+    if left < case.limit:
+        run.record(case, status="left", summary=f"needs up to {case.limit} s, {max(left, 0):.0f} s were left")
+        return
+    case.record.unlink(missing_ok=True) if not case.goes_on else None
+    start = time.monotonic()
+    code, expired, tail = run_limited(run, case)
+    if run.is_ending:
+        return
+    summary = next((line for line in reversed(tail) if line.strip()), "")
+    outcome = {"status": "passed", "seconds": round(time.monotonic() - start, 1), "summary": summary}
+    if code != 0:
+        why = f"stopped at the limit of {case.limit} s" if expired else f"exit code {code}"
+        outcome |= {"status": "FAILED", "summary": f"{why}: {summary}", "output": tail}
+    if case.record.exists():
+        with suppress(ValueError):  # cut in the middle by the limit
+            outcome["details"] = json.loads(case.record.read_text())
+    run.record(case, **outcome)
+
+
+def run_limited(run: Run, case: Case) -> tuple[int, bool, list[str]]:
+    """Exit code, whether the limit was reached, and the last lines of the output."""
     process = subprocess.Popen(
-        arguments,
+        case.command,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        cwd=BENCH.parent,
-        env=variables,
+        cwd=ROOT,
+        env=run.environment | case.variables,
         start_new_session=True,
+        preexec_fn=die_with_parent,
     )
     expired = threading.Event()
-    timer = threading.Timer(limit, lambda: (expired.set(), kill(process)))
+    run.processes.add(process)
+    timer = threading.Timer(case.limit, lambda: (expired.set(), kill(process)))
+    timer.daemon = True
     timer.start()
     tail: deque[str] = deque(maxlen=40)
     try:
-        for line in process.stdout:
-            if line.startswith('{"environment"'):  # bench/attn.py's report, which is in its record
-                continue
-            print(line, end="", flush=True)
-            tail.append(line.rstrip())
+        for line in process.stdout or ():
+            if not line.startswith('{"'):  # a report, which is in its record
+                tail.append(line.rstrip()[:500])
         code = process.wait()
     finally:
         timer.cancel()
         kill(process)
+        run.processes.discard(process)
     return code, expired.is_set(), list(tail)
 
 
+def die_with_parent() -> None:
+    """On Linux the kernel kills the process when its parent is killed, so that it does not keep the GPU."""
+    with suppress(AttributeError):
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def kill(process: subprocess.Popen) -> None:
-    """End a stage and all processes that it started."""
-    with suppress(ProcessLookupError):
+    """End a case and all processes that it started."""
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def write(report: dict[str, object], folder: Path) -> None:
-    """The results file, complete or absent, and the plot."""
-    name = re.sub(r"[^a-z0-9]+", "-", report["device"].lower()).strip("-")
-    file = folder / f"{name}-{time.strftime('%Y-%m-%d-%H%M%S')}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(file)
-    print(f"\nwrote {file}")
-    attn = report["stages"].get("attn", {}).get("details")
-    if attn and importlib.util.find_spec("matplotlib"):
-        from attn import plot
-
-        plot(attn, file.with_suffix(".png"))
-        print(f"wrote {file.with_suffix('.png')}")
+def conclude(run: Run, cases: list[Case]) -> int:
+    """Count the outcomes by stage; the exit code."""
+    print(f"\n{run.path}")
+    found = {case: run.outcome(case).get("status", "left") for case in cases}
+    for stage in dict.fromkeys(case.stage for case in cases):
+        counts: dict[str, int] = {}
+        for case, status in found.items():
+            if case.stage == stage:
+                counts[status] = counts.get(status, 0) + 1
+        print(f"{stage:<11}{', '.join(f'{count} {status}' for status, count in counts.items())}")
+    if "FAILED" in found.values():
+        return 1
+    return 3 if "left" in found.values() else 0
 
 
 if __name__ == "__main__":

@@ -1,104 +1,101 @@
-"""The checks of `make gpu`, except for the benchmark: `python bench/gpu_checks.py tests|shapes|fuzz|features|small`.
+"""The checks of `make gpu`, except for the benchmarks, one a process: `python bench/gpu_checks.py CHECK`.
 
 Each prints what it checks as it goes, exits with 1 when something is wrong, and with `--dry-run` uses tiny shapes on a
 CPU.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
-from attn import DTYPES, SD15, Case, Gate
+from attn import DTYPES, Case, Gate, draw
+from fuzz import NAMES, Video
+from gpu_stages import FEATURES, KERNELS
 from rivals import Rival
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from videomaker.kernels import pisa_attention
-from videomaker.kernels.accuracy import error_band, errors, evaluate, failures, largest_score, poisoned_memory
+from videomaker.kernels import pisa_attention, reference_attention
+from videomaker.kernels.accuracy import (
+    error_band,
+    errors,
+    evaluate,
+    failures,
+    largest_score,
+    poisoned_memory,
+    relative_error,
+)
+from videomaker.kernels.pisa import autotune
 from videomaker.kernels.pisa.naive import pisa_naive
+from videomaker.kernels.pisa.op import pisa_triton
 
 triton_attention = partial(pisa_attention, backend="triton")
-ROOT = Path(__file__).resolve().parents[1]
-# Compiling takes most of the time, so pytest runs in parts side by side, ...
-TEST_PARTS = (
-    "test_parity and triton and float32",
-    "test_parity and triton and not float32",
-    "not (test_parity and triton)",
-)
-# ... and the fuzz draws sizes freely but kernels, for which heads and strides are constants too, from these.
+# Compiling takes most of the time, so the fuzz draws sizes freely but kernels from these.
 FUZZ_KERNELS = [
     *((head_dim, "bfloat16") for head_dim in (8, 16, 24, 40, 72, 80, 128, 160, 256)),
     *((head_dim, "float16") for head_dim in (37, 64, 160)),
     *((head_dim, "float32") for head_dim in (24, 40, 80, 100)),
 ]
+FUZZ_CHUNK = 12  # seeds in a row that share a kernel
 
 
-def tests(options: argparse.Namespace) -> list[str]:
-    """The repository's tests of the kernels, on this device."""
-    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_parity.py"]
-    pytest += [] if options.dry_run else ["tests/test_triton.py"]
-    parts = ("strides or autocast",) if options.dry_run else TEST_PARTS
-    run = partial(subprocess.run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def pisa(options: argparse.Namespace) -> list[str]:
+    """One shape in one dtype, output and gradients, by the kernels and by the portable backend."""
+    gate = Gate(options.case, DTYPES[options.dtype], options.device)
     wrong = []
-    with ThreadPoolExecutor() as pool:
-        for part, result in zip(parts, pool.map(run, ([*pytest, "-k", part] for part in parts)), strict=True):
-            print(result.stdout, flush=True)
-            wrong += report(f"tests: {part}", f"exit code {result.returncode}" if result.returncode else None)
+    for backend in ("triton", "sdpa"):
+        why = gate.wrong(Rival(backend, partial(pisa_attention, backend=backend)))
+        wrong += report(f"{backend}, {options.case}, {options.dtype}", why)
     return wrong
 
 
-def shapes(options: argparse.Namespace) -> list[str]:
-    """SD 1.5's layers in every dtype, forward and backward, against float64."""
-    cases = [Case(2, 16, tokens, tokens, head_dim) for tokens, head_dim in SD15]
-    cases = [Case(1, 2, 9, 9, 16, num_heads=1)] if options.dry_run else cases
-    with workers(options, most=len(cases)) as pool:
-        found = pool.map(shapes_one, cases, [options.device] * len(cases))
-        return [failure for outcomes in found for label, why in outcomes for failure in report(label, why)]
+def reference(options: argparse.Namespace) -> list[str]:
+    """`reference_attention` of one shape, two of its frames, the last head of both videos against float64."""
+    case, dtype = replace(options.case, num_frames=min(options.case.num_frames, 2)), DTYPES[options.dtype]
+    tokens = case.num_frames * case.frame_tokens
+    q, k, v, grad = (x[:, :tokens] for x in draw(case, dtype, options.device))
+    k_ref, v_ref = (torch.randn_like(x[:1, : case.num_ref_tokens]) for x in (k, v))
+    tensors = [x[:, :, -1:] for x in (q, k, v, k_ref, v_ref, grad)]
+    usual = {"num_frames": case.num_frames, "use_reference": None, "reference_bias": None}
+    exact, naive = (gradients(repeated, [x.to(t) for x in tensors], usual) for t in (torch.float64, dtype))
+    run = partial(reference_attention, backend="triton")
+    with poisoned_memory():
+        found = gradients(run, [q, k, v, k_ref, v_ref, grad], {"num_frames": case.num_frames})
+    band = error_band(dtype, largest_score(q, torch.cat([k.flatten(0, 1), k_ref.flatten(0, 1)]), q.shape[-1] ** -0.5))
+    measured = [
+        {name: relative_error(x[:, :, -1:], y) for name, x, y in zip(NAMES, results, exact, strict=True)}
+        for results in (found, naive)
+    ]
+    return report(f"reference, {case}, {options.dtype}", "; ".join(failures(*measured, band)) or None)
 
 
-def shapes_one(case: Case, device: torch.device) -> list[tuple[str, str | None]]:
-    """One layer in every dtype, by both backends."""
-    outcomes = []
-    for dtype_name, dtype in DTYPES.items():
-        gate = Gate(case, dtype, device)
-        for backend in ("triton", "sdpa"):
-            why = gate.wrong(Rival(backend, partial(pisa_attention, backend=backend)))
-            outcomes.append((f"{backend}, {case}, {dtype_name}", why))
-    return outcomes
+def gradients(attend: Callable[..., Tensor], tensors: list[Tensor], options: dict[str, object]) -> list[Tensor]:
+    """Output and gradients of the five inputs."""
+    *inputs, grad = (x.detach() for x in tensors)
+    inputs = [x.requires_grad_() for x in inputs]
+    out = attend(*inputs, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
-def workers(options: argparse.Namespace, most: int) -> ProcessPoolExecutor:
-    """Processes that share the GPU, because compiling keeps a core busy for longer than the GPU."""
-    count = 1 if options.dry_run else max(1, min(most, (os.cpu_count() or 2) // 2))
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+def repeated(*tensors: Tensor, **options: object) -> Tensor:
+    """The usual form, as in bench/fuzz.py."""
+    return torch.stack([(x.weights @ x.v.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+                        for x in Video.all_of(*tensors, **options)])  # fmt: skip
 
 
 def fuzz(options: argparse.Namespace) -> list[str]:
     """Random sizes, strides and magnitudes; a shape can be drawn again from its seed."""
-    check = partial(fuzz_one, count=options.count, device=options.device, deadline=time.time() + options.seconds)
-    with workers(options, most=8) as pool:
-        # Neighbouring seeds share their kernels: chunks of them keep the workers from compiling the same ones.
-        found = list(pool.map(check, range(options.count), chunksize=6))
-    done = [outcome for outcome in found if outcome is not None]
-    wrong = [failure for label, why in done for failure in report(label, why)]
-    print(f"{len(done)} of {options.count} random shapes checked{', then time was up' * (len(done) < options.count)}")
-    return wrong or ([] if done else ["no shape was checked in time"])
+    seeds = range(options.first, options.first + options.count)
+    return [failure for seed in seeds for failure in report(*fuzz_one(seed, options.device))]
 
 
-def fuzz_one(seed: int, *, count: int, device: torch.device, deadline: float) -> tuple[str, str | None] | None:
-    """What was drawn from the seed, and what is wrong with it; None when time is up."""
-    if time.time() > deadline:
-        return None
-    kernel = seed * len(FUZZ_KERNELS) // count
+def fuzz_one(seed: int, device: torch.device) -> tuple[str, str | None]:
+    """What was drawn from the seed, and what is wrong with it."""
+    kernel = seed // FUZZ_CHUNK % len(FUZZ_KERNELS)
     head_dim, dtype_name = FUZZ_KERNELS[kernel]
     draw = random.Random(-1 - kernel)
     batch, heads, layout = draw.randint(1, 3), draw.randint(1, 4), draw.choice(list(LAYOUTS))
@@ -139,30 +136,29 @@ def compare(tensors: list[Tensor], options: dict[str, float]) -> str | None:
     return "; ".join(failures(found, naive, error_band(q.dtype, largest_score(q, k, options["scale"])))) or None
 
 
-def features(options: argparse.Namespace) -> list[str]:
-    """What PyTorch does around an operator must not change its bits."""
+def feature(options: argparse.Namespace) -> list[str]:
+    """One thing that PyTorch does around an operator, which must not change its bits."""
     checks = {
         "deterministic": deterministic,
         "checkpointing": partial(checkpointing, use_reentrant=False),
-        "reentrant checkpointing": partial(checkpointing, use_reentrant=True),
-        "torch.compile, full graph": compiled,
+        "reentrant": partial(checkpointing, use_reentrant=True),
+        "reentrant, D = 160": partial(checkpointing, use_reentrant=True),
+        "compiled": compiled,
+        "tf32 switch": tf32_switch,
+        "other shapes": other_shapes,
+        "CUDA graph": cuda_graph,
+        "other stream": other_stream,
+        "other device": other_device,
     }
-    if options.device.type == "cuda":
-        checks |= {"CUDA graph": cuda_graph, "another stream": other_stream}
-        checks |= {"another device": other_device} if torch.cuda.device_count() > 1 else {}
-    wrong = []
-    for name, check in checks.items():
-        try:
-            why = check(*problem(options.device))
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-        wrong += report(name, why)
-    return wrong
+    assert tuple(checks) == FEATURES
+    head_dim = 160 if "160" in options.case else 40
+    return report(options.case, checks[options.case](*problem(options.device, head_dim)))
 
 
-def problem(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+def problem(device: torch.device, head_dim: int = 40) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """The attention of one video of odd sizes, and its q, k, v and gradient."""
-    num_frames, tokens, heads, head_dim = (2, 9, 1, 16) if device.type == "cpu" else (5, 333, 4, 40)
+    num_frames, tokens, heads = (2, 9, 1) if device.type == "cpu" else (5, 333, 4)
+    head_dim = min(head_dim, 16) if device.type == "cpu" else head_dim
     shape, dtype = (1, (num_frames + 1) * tokens, heads, head_dim), torch.float16
     tensors = [torch.randn(shape, device=device, dtype=dtype) for _ in range(4)]
     return partial(triton_attention, num_frames=num_frames, num_ref_tokens=tokens), tensors
@@ -197,6 +193,23 @@ def compiled(attend: Callable[..., Tensor], tensors: list[Tensor]) -> str | None
     return differs(
         evaluate(torch.compile(attend, fullgraph=True, backend=backend), *tensors), evaluate(attend, *tensors)
     )
+
+
+def tf32_switch(attend: Callable[..., Tensor], tensors: list[Tensor]) -> str | None:
+    """PyTorch's newer switch, after which the older one cannot be read, says nothing about half precision."""
+    expected = evaluate(attend, *tensors)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    return differs(evaluate(attend, *tensors), expected)
+
+
+def other_shapes(attend: Callable[..., Tensor], tensors: list[Tensor]) -> str | None:
+    """What was called before, partial tiles and whole ones, does not matter."""
+    tokens = 16 if not tensors[0].is_cuda else 256
+    whole = [x.repeat(1, 2, 1, 1)[:, : 2 * tokens] for x in tensors]
+    options = {"num_frames": 1, "num_ref_tokens": tokens}
+    before = evaluate(triton_attention, *whole, **options)
+    evaluate(attend, *tensors)
+    return differs(evaluate(triton_attention, *whole, **options), before)
 
 
 def cuda_graph(attend: Callable[..., Tensor], tensors: list[Tensor]) -> str | None:
@@ -240,11 +253,33 @@ def other_device(attend: Callable[..., Tensor], tensors: list[Tensor]) -> str | 
 
 def small(options: argparse.Namespace) -> list[str]:
     """A forward and a backward with partial tiles, for compute-sanitizer to watch."""
-    for num_frames, tokens, references, head_dim in [(2, 9, 5, 8)] if options.dry_run else [(2, 70, 33, 40)]:
-        shape = (1, num_frames * tokens + references, 1, head_dim)
-        tensors = [torch.randn(shape).half().to(options.device) for _ in range(4)]
-        evaluate(triton_attention, *tensors, num_frames=num_frames, num_ref_tokens=references)
+    num_frames, tokens, references, head_dim = (2, 9, 5, 8) if options.dry_run else (2, 70, 33, 40)
+    shape = (1, num_frames * tokens + references, 1, head_dim)
+    tensors = [torch.randn(shape).half().to(options.device) for _ in range(4)]
+    evaluate(triton_attention, *tensors, num_frames=num_frames, num_ref_tokens=references)
+    q, k, v, grad = (x[:, : num_frames * tokens] for x in tensors)
+    inputs = [q, k, v, *(x[:, -references:] for x in tensors[1:3]), grad]
+    gradients(partial(reference_attention, backend="triton"), inputs, {"num_frames": num_frames})
     return []
+
+
+def tune(options: argparse.Namespace) -> list[str]:
+    """One kernel on one shape; what is found goes where XDG_CACHE_HOME says."""
+    if options.dry_run:  # nothing to measure without a GPU: two candidates by the clock
+        every = autotune.candidates
+        autotune.candidates = lambda *kernel: list(every(*kernel))[:2]
+        autotune._median_seconds = _seconds_once
+    case, dtype = options.case, torch.float16 if options.dry_run else torch.bfloat16
+    q, k, v, _ = draw(case, dtype, options.device)
+    found = autotune.autotune(pisa_triton, q, k, v, kernels=[options.kernel], **case.options)
+    print(f"{options.kernel}, {case}: {found.get(options.kernel)}")
+    return [] if options.kernel in found else [f"{options.kernel}: no candidate is exact"]
+
+
+def _seconds_once(problem: object, kernel: str, config: object) -> float:
+    start = time.perf_counter()
+    autotune._launch(problem, kernel, config)()
+    return time.perf_counter() - start
 
 
 def report(label: str, why: str | None) -> list[str]:
@@ -255,19 +290,22 @@ def report(label: str, why: str | None) -> list[str]:
 
 def main() -> int:
     """Run one check."""
-    checks = {check.__name__: check for check in (tests, shapes, fuzz, features, small)}
+    checks = {check.__name__: check for check in (pisa, reference, fuzz, feature, small, tune)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=checks)
+    parser.add_argument("--case", help="B,F,N,M,D; of features, a name", metavar="TEXT")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--kernel", choices=KERNELS, default="forward")
+    parser.add_argument("--first", type=int, default=0, help="seed of the random shapes")
     parser.add_argument("--count", type=int, default=200, help="of random shapes")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no random shape is begun")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the failures here as JSON")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU; needs TRITON_INTERPRET=1")
     options = parser.parse_args()
     options.device = torch.device("cpu" if options.dry_run else "cuda:0")
+    if options.check in ("pisa", "reference", "tune"):
+        numbers = (int(number) for number in options.case.split(","))
+        options.case = replace(Case(*numbers), num_heads=1 if options.dry_run else 8)
     torch.manual_seed(0)
     wrong = checks[options.check](options)
-    if options.record:
-        options.record.write_text(json.dumps({"failures": wrong}))
     print(f"{options.check}: {f'{len(wrong)} failed, first: {wrong[0]}' if wrong else 'all right'}")
     return 1 if wrong else 0
 

@@ -26,6 +26,7 @@ class Rival:
     attend: Callable[..., Tensor]
     joined: Callable[..., Tensor] | None = None
     slow_start: bool = False  # compiles for every shape, so it runs on the main cases only
+    compiled: bool = False  # by torch.compile, in whole or in part
     forward_only: bool = False  # its backward would hold all scores at once
 
 
@@ -41,8 +42,11 @@ def rivals(device: torch.device, dtype: torch.dtype) -> list[Rival]:
     libraries = ("flash", "cudnn", "flash-attn 2", "flash-attn 4") if half else ("efficient",)
     return [
         *(_usual(f"usual, {kernel}", kernel) for kernel in libraries[:2]),
-        Rival("flex", flex, slow_start=True),
-        *(Rival(f"partials, {kernel}", functools.partial(library_partials, kernel=kernel)) for kernel in libraries),
+        Rival("flex", flex, slow_start=True, compiled=True),
+        *(
+            Rival(f"partials, {kernel}", functools.partial(library_partials, kernel=kernel), compiled=True)
+            for kernel in libraries
+        ),
         Rival("triton", functools.partial(pisa_attention, backend="triton")),
     ]
 

@@ -1,11 +1,11 @@
 """The server's promises and figures, each a command; prints one line of JSON at the end and keeps it with `--output`.
 
-python -P bench/serve.py queue      10,000 jobs, workers killed all the while: none lost, none with two results
-python -P bench/serve.py restarts   kill -9 of the whole server at 20 random moments: every accepted job ends once
-python -P bench/serve.py hostile    1,000 hostile requests: no 5xx, no file left, nobody else's job seen
-python -P bench/serve.py submit     p99 of accepting 512-pixel pictures at 50 a second
-python -P bench/serve.py overhead   seconds per video through the server against `jobs.render`, in turns
-python -P bench/serve.py ready      seconds from the start until a worker is warm
+python bench/serve.py queue      10,000 jobs, workers killed all the while: none lost, none with two results
+python bench/serve.py restarts   kill -9 of the whole server at 20 random moments: every accepted job ends once
+python bench/serve.py hostile    1,000 hostile requests: no 5xx, no file left, nobody else's job seen
+python bench/serve.py submit     p99 of accepting 512-pixel pictures at 50 a second
+python bench/serve.py overhead   seconds per video through the server against `jobs.render`, in turns
+python bench/serve.py ready      seconds from the start until a worker is warm
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ compile or spills more than 16 bytes, or on sm_90 does without wgmma or waits fo
 
     python bench/static.py --front-end          every variant through Triton's front end alone, in every dtype: a minute
     python bench/static.py --usual              only what Stable Diffusion runs: whole tiles, no bias
+    python bench/static.py --mode pisa --layout separate --output bench/results
+
+With --output every result is on disk as soon as it is known, and the next run compiles what is missing alone: all of it
+takes hours of a core.
 
 The machine's own Triton is used. Another version is tried from a folder of its own, which nothing else sees:
 
@@ -15,6 +19,7 @@ The machine's own Triton is used. Another version is tried from a folder of its 
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -25,7 +30,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
@@ -34,7 +39,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
-from variants import TYPE_NAMES, Variant, attention_variants, front_end
+from variants import LAYOUTS, MODES, TYPE_NAMES, Variant, attention_variants, front_end
+from videomaker.kernels.pisa import backward, forward, primitives
 
 GPU_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MAX_STACK = 16  # bytes; stored before the loop and loaded after it, they cost nothing
@@ -85,33 +91,43 @@ class Report:
     problem: str = ""
 
 
+def describe(chip: Chip, variant: Variant) -> Report:
+    """What is known of a variant before it is compiled."""
+    config = variant.chosen(chip.family)
+    cap = f" cap {config.max_registers}" if config.max_registers and chip.target.backend == "cuda" else ""
+    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}{cap}"
+    tiles = f"{'whole' if variant.even else 'partial'}{', split' * variant.split}"
+    tile = tile if uses_dots(variant) else "-"
+    return Report(chip.name, variant.kernel, variant.head_dim, variant.mode, tiles, variant.layout, tile)
+
+
+def uses_dots(variant: Variant) -> bool:
+    """Whether it is one of the attention kernels."""
+    return variant.kernel not in ("row_statistics", "sum_groups")
+
+
 def examine(chip: Chip, variant: Variant) -> Report:
     """Compiles one variant and says what is wrong with it, if anything."""
-    config = variant.chosen(chip.family)
-    uses_dots = variant.kernel not in ("row_statistics", "sum_groups")
-    cap = f" cap {config.max_registers}" if config.max_registers and chip.target.backend == "cuda" else ""
-    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}{cap}" if uses_dots else "-"
-    tiles = f"{'whole' if variant.even else 'partial'}{', split' * variant.split}"
-    names = (chip.name, variant.kernel, variant.head_dim, variant.mode, tiles, variant.layout, tile)
+    config, known = variant.chosen(chip.family), describe(chip, variant)
     options = config.launch_options()
     if chip.target.backend == "hip":
         options.pop("maxnreg", None)
     try:
         kernel = triton.compile(variant.source(chip.family), target=chip.target, options=options)
     except Exception as error:
-        return Report(*names, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:120]}")
+        return replace(known, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:120]}")
     usage = nvidia_usage(kernel) if chip.target.backend == "cuda" else amd_usage(kernel)
     serialised = usage.pop("serialised")
     shared = kernel.metadata.shared
     problems = {
         "spills": usage["stack"] > MAX_STACK,
-        "no wgmma": chip.name == "sm_90" and uses_dots and usage["matrix"] != "wgmma.mma_async",
+        "no wgmma": chip.name == "sm_90" and uses_dots(variant) and usage["matrix"] != "wgmma.mma_async",
         "serialised wgmma": serialised,
         "too much shared memory": shared > (chip.shared_kib - 1) * 1024,
     }
     programs = programs_per_multiprocessor(chip, usage["registers"], shared, config.num_warps)
     problem = ", ".join(problem for problem, found in problems.items() if found)
-    return Report(*names, **usage, shared=shared, programs=programs, problem=problem)
+    return replace(known, **usage, shared=shared, programs=programs, problem=problem)
 
 
 def nvidia_usage(kernel: CompiledKernel) -> dict[str, object]:
@@ -210,11 +226,50 @@ def markdown(reports: list[Report]) -> str:
 
 def jobs(options: argparse.Namespace) -> list[tuple[Chip, Variant]]:
     """What to compile."""
-    chips = [chip for chip in CHIPS if chip.name in options.arch]
-    variants = [variant for head_dim in options.head_dim for variant in attention_variants(head_dim)]
+    chips = [next(chip for chip in CHIPS if chip.name == name) for name in options.arch]
     if options.usual:
-        variants = [v for v in variants if v.even and v.layout == "separate" and v.mode == "pisa"]
-    return list(itertools.product(chips, variants))
+        options.layout, options.mode = ["separate"], ["pisa"]
+    variants = [variant for head_dim in options.head_dim for variant in attention_variants(head_dim)]
+    variants = [v for v in variants if v.layout in options.layout and v.mode in options.mode]
+    return list(itertools.product(chips, [v for v in variants if v.even or not options.usual]))
+
+
+class Results:
+    """What is known of every variant: `static-<Triton's version>.json` and `.md` in a folder, or memory alone."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.path = folder and folder / f"static-{triton.__version__}.json"
+        self.reports: list[Report] = []
+        self.sources = sources_digest()
+        if self.path and self.path.exists():
+            document = json.loads(self.path.read_text())
+            if document["sources_sha256"] == self.sources:  # of other kernels nothing is known
+                self.reports = [Report(**fields) for fields in document["kernels"]]
+
+    def add(self, report: Report) -> None:
+        """Keep one more."""
+        self.reports.append(report)
+        if self.path:
+            for path, text in ((self.path, self.json()), (self.path.with_suffix(".md"), markdown(self.reports))):
+                temporary = path.with_name(f"{path.name}.{os.getpid()}")
+                temporary.write_text(text)
+                temporary.replace(path)
+
+    def json(self) -> str:
+        """One document, a line for each kernel."""
+        rows = ",\n".join(json.dumps(asdict(report)) for report in self.reports)
+        head = json.dumps(
+            {"triton": triton.__version__, "torch": torch.__version__, "sources_sha256": self.sources}
+        ).rstrip("}")
+        return f'{head}, "kernels": [\n{rows}\n]}}\n'
+
+
+def sources_digest() -> str:
+    """Of the kernels; their tiles stand in the reports."""
+    digest = hashlib.sha256()
+    for module in (backward, forward, primitives):
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
 
 
 def parse() -> argparse.Namespace:
@@ -223,34 +278,40 @@ def parse() -> argparse.Namespace:
     names = [chip.name for chip in CHIPS]
     parser.add_argument("--arch", nargs="+", choices=names, default=names)
     parser.add_argument("--head-dim", nargs="+", type=int, default=[40, 64, 80, 128, 160], metavar="D")
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="what the reference does")
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="of q, k and v")
     parser.add_argument("--usual", action="store_true", help="only whole tiles of separate q, k and v, with no bias")
     parser.add_argument("--front-end", action="store_true", help="no machine code: only whether Triton takes them")
     parser.add_argument("--most", type=int, metavar="COUNT", help="at most so many variants for --front-end")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes side by side")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write static.md and static.json there")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep static-VERSION.md and .json there")
     return parser.parse_args()
 
 
+def identity(chip: Chip, variant: Variant) -> tuple[object, ...]:
+    """What tells a variant's report from the others."""
+    report = describe(chip, variant)
+    return report.chip, report.kernel, report.head_dim, report.mode, report.tiles, report.layout, report.config
+
+
 def main() -> int:
-    """Prints a table; with --json one JSON document instead; --output writes static.md and static.json."""
+    """Prints a table; with --json one JSON document instead; --output writes and continues both."""
     options = parse()
     if options.front_end:
         failures = sweep_front_end([chip for chip in CHIPS if chip.name in options.arch], options.most)
         print("\n".join(failures))
         return int(bool(failures))
-    work, reports = jobs(options), []
+    results = Results(options.output)
+    known = {astuple(report)[:7] for report in results.reports}
+    work = [job for job in jobs(options) if identity(*job) not in known]
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for report in pool.map(examine, *zip(*work, strict=True), chunksize=4):
-            reports.append(report)
+        for report in pool.map(examine, *zip(*work, strict=True)) if work else ():
+            results.add(report)
             label = f"{report.chip} D={report.head_dim} {report.kernel} {report.mode} {report.tiles} {report.layout}"
             print(f"{label}: {report.problem or 'ok'}", file=sys.stderr, flush=True)
-    document = {"triton": triton.__version__, "torch": torch.__version__, "kernels": [asdict(x) for x in reports]}
-    print(json.dumps(document) if options.json else markdown(reports))
-    if options.output:
-        (options.output / "static.md").write_text(markdown(reports))
-        (options.output / "static.json").write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(report.problem for report in reports))
+    print(results.json() if options.json else markdown(results.reports))
+    return int(any(report.problem for report in results.reports))
 
 
 if __name__ == "__main__":

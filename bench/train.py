@@ -49,7 +49,7 @@ class Case:
 
     def installed(self) -> AbstractContextManager:
         """While this lasts, the model's PISA layers compute as this case says."""
-        return patch("videomaker.attention.pisa_attention", _usual) if self.attention == "usual" else nullcontext()
+        return patch("videomaker.attention.pisa.pisa_attention", _usual) if self.attention == "usual" else nullcontext()
 
 
 def _usual(q, k, v, *, num_frames: int, num_ref_tokens: int, scale: float, backend: str) -> torch.Tensor:
@@ -105,7 +105,7 @@ def count_flops(options: argparse.Namespace, case: Case, shape: Shape) -> float:
     arguments = inputs(learner, config, shape, factor, "meta")
     attention = AttentionCount(case.attention)
     with (
-        patch("videomaker.attention.pisa_attention", attention),
+        patch("videomaker.attention.pisa.pisa_attention", attention),
         FlopCounterMode(display=False) as counter,
     ):
         learner(*arguments)["loss"].backward()

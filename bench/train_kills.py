@@ -136,15 +136,29 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+def _circumstances(commit: str) -> dict:
+    """Of the machine, the libraries and the code."""
+    import torch
+    from videomaker.train.run_folder import source_commit
+
+    from videomaker.environment import machine, versions
+
+    return {
+        "machine": machine(torch.device("cpu")), "load": os.getloadavg(), "versions": versions(),
+        "commit": commit or source_commit(),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Runs one kind of kill so often, and compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["process", "ranks", "launcher", "twins"])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", default="", help="of the code, where this is not a git checkout")
     options = parser.parse_args()
     random.seed(options.seed)
-    left, slowest, refused, moments = 0, 0.0, 0, []
+    left, slowest, refused, finished = 0, 0.0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Path(temporary), ranks=2 if options.kind in ("ranks", "launcher") else 1)
         begin = time.monotonic()
@@ -154,18 +168,20 @@ def main() -> None:
             if (bench.folder / "run" / "checkpoints" / f"step-{STEPS:08d}").exists():
                 assert bench.digest("run") == expected, "the run that ended has other bits"
                 (bench.folder / "run").rename(bench.folder / f"run-{number}")
-            moments.append(round(random.uniform(0, whole), 2))
+                finished += 1
+            moment = round(random.uniform(0, whole), 2)
             if options.kind == "twins":
-                more, seconds, no = kill_a_twin(bench, moments[-1])
+                more, seconds, no = kill_a_twin(bench, moment)
                 refused += no
             else:
-                more, seconds = kill_one(bench, options.kind, moments[-1])
+                more, seconds = kill_one(bench, options.kind, moment)
             left, slowest = left + more, max(slowest, seconds)
-            print(f"{number + 1} of {options.kills}: at {moments[-1]} s; gone after {seconds:.1f} s", flush=True)
+            print(f"{number + 1} of {options.kills}: at {moment} s; gone after {seconds:.1f} s", flush=True)
         same = bench.finish("run") == expected
     result = {
-        "kind": options.kind, "kills": options.kills, "whole_seconds": round(whole, 1), "same_bits": same,
-        "processes_left": left, "slowest_end_seconds": round(slowest, 1), "refused": refused,
+        "kind": options.kind, "kills": options.kills, "seed": options.seed, "whole_seconds": round(whole, 1),
+        "same_bits": same, "processes_left": left, "slowest_end_seconds": round(slowest, 1), "refused": refused,
+        "runs_finished": finished, **_circumstances(options.commit),
     }  # fmt: skip
     print(json.dumps(result))
     sys.exit(not (same and not left))

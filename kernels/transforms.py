@@ -11,28 +11,57 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Rule = Callable[..., Any]
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def differentiable(operator: Any, setup_context: Rule, backward: Rule) -> Callable[..., Any]:
-    """`operator` with a gradient, for PyTorch's usual autograd and for `torch.func`'s.
+    """`operator` with a gradient for autograd, for `torch.func`, and by the shortest way in eager code.
 
-    A custom operator's own gradient is quick but unknown to `torch.func`; a Function is known, but slow to call.
+    The operator is what compilers, transforms and modes see. Where none looks, its Python function is called by itself:
+    the dispatcher's share of a call is a few times what the kernels of a small layer take on a GPU.
     """
     operator.register_autograd(backward, setup_context=setup_context)
+    # A custom operator's own gradient is unknown to `torch.func`; a Function that is known to it is slow to call.
     members = {
         "forward": staticmethod(lambda *arguments: operator(*arguments)),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "generate_vmap_rule": True,
     }
-    function: Any = type("AttentionFunction", (torch.autograd.Function,), members)
+    transformed: Any = type("AttentionFunction", (torch.autograd.Function,), members)
+    compute = operator._init_fn
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = compute(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    eager: Any = type("EagerAttentionFunction", (torch.autograd.Function,), members)
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            return function.apply(*arguments)
-        return operator(*arguments)
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            return transformed.apply(*arguments)
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        if _is_watched(tensors):
+            return operator(*arguments)
+        if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):  # a list is quicker than a generator
+            return eager.apply(*arguments)
+        return compute(*arguments)
 
     return call
+
+
+def _is_watched(tensors: list[Tensor]) -> bool:
+    """Whether a mode, a trace, a profiler or a tensor that is not a plain one wants to see the operator."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.profiler._is_profiler_enabled
+        or any([type(x) not in PLAIN or x.is_meta for x in tensors])
+    )
 
 
 def register_batching(operator: Any) -> None:
@@ -57,6 +86,11 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         raise NotImplementedError(
             "forward-mode derivatives (torch.func.jvp, jacfwd) pass through backend='naive' only: choose it"
         )
+
+
+def gradient_memory(x: Tensor, needed: bool = True) -> Tensor:
+    """Contiguous memory for a gradient; for one that nobody needs only a batch, which vmap folds."""
+    return x.new_empty(x.shape if needed else (x.shape[0], 0))
 
 
 def fold(x: Any, dim: int | None, size: int) -> Any:

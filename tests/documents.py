@@ -86,7 +86,7 @@ def read(command: str) -> None:
     if not words or words[0] in FOREIGN:
         return
     program, *arguments = words
-    if program == "python" and arguments[0].startswith("bench/"):
+    if program == "python" and arguments[0].startswith(("bench/", "kernels/hub/")):
         return read_script(ROOT / arguments[0], arguments[1:])
     readers: dict[str, Callable[[list[str]], None]] = {
         "videomaker": read_videomaker,

@@ -57,11 +57,11 @@ def test_a_cache_replaces_pixels_and_prompts(cached):
 
 
 def test_cached_latents_are_the_clips(cached):
-    _, config, pipeline = cached
+    root, config, pipeline = cached
     plain = build_dataset(dataclasses.replace(config, cache=""), seed=0)
     cache = open_for(config, pipeline)
     latents = cache.read(plain.clips[1], caption=0, rng=np.random.default_rng(0))["latents"]
-    with open_video(plain.root / "b.mp4") as video:
+    with open_video(root / "b.mp4") as video:
         means = []
         for position in (0.25, 0.75):
             frames = decode_window(video, config, position=position).transpose(0, 1)

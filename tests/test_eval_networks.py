@@ -145,6 +145,13 @@ def test_what_is_missing_is_named_with_what_to_put_where(models, tmp_path):
         assert "torchvision cannot be imported" in open_networks(tmp_path, PROTOCOLS["paper"]).missing["flow"]
 
 
+def test_another_models_folder_is_refused(models, tmp_path):
+    """transformers would draw what is missing at random, and say so in a log."""
+    (tmp_path / "dino").symlink_to(models / "clip")
+    with pytest.raises(InputError, match="cannot be loaded as ViTModel"):
+        open_networks(tmp_path, PROTOCOLS["paper"])
+
+
 def test_the_largest_face_counts():
     small, large = Face(10, np.ones(2)), Face(90, np.zeros(2))
     assert largest_face([small, large]) is large and largest_face([]) is None

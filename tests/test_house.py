@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 60, 400
-# What was longer when the rule came. Nothing is added; who shortens one takes it out.
-LONG_FUNCTIONS = {
-    "videomaker/cli/evaluate.py:run",
-    "videomaker/cli/generate.py:generate",
-    "videomaker/pipeline/pipeline.py:__call__",
-    "videomaker/serve/migrations/versions/0001_the_first_tables.py:upgrade",
-}
-LONG_TEST_FILES: set[str] = set()
-# Public, and without types.
-UNTYPED = {
-    "train/average.py:average_in_place",
-    "train/average.py:average_left_out",
-    "train/average.py:gather_trained",
-    "train/average.py:has_average",
-    "train/average.py:set_average",
-    "train/best.py:offer",
-    "train/checkpoint.py:save",
-    "train/checkpoint_files.py:save",
-    "train/checkpoint_files.py:write",
-    "train/engine.py:initialize",
-    "train/engine.py:plain_gradient_norm",
-    "train/model.py:mixed_precision",
-    "train/universal.py:load",
-    "videomaker/serve/api/events.py:watching",
-}
 
 
 def sources() -> list[Path]:
@@ -49,11 +23,8 @@ def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunc
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of code, without those of the docstring: what a caller reads is not what a reader has to follow."""
-    first = node.body[0]
-    is_docstring = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
-    documented = first.end_lineno - first.lineno + 1 if is_docstring else 0
-    return node.end_lineno - node.lineno + 1 - documented
+    """Lines from `def` to the end, the docstring among them."""
+    return node.end_lineno - node.lineno + 1
 
 
 def is_untyped(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -75,13 +46,12 @@ def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFu
 
 
 def test_functions_are_short():
-    found = {name for path in sources() for name, node in functions(path) if length(node) > LONGEST_FUNCTION}
-    assert not found - LONG_FUNCTIONS
+    assert not {name for path in sources() for name, node in functions(path) if length(node) > LONGEST_FUNCTION}
 
 
 def test_test_files_are_short():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").glob("*.py")}
-    assert {name for name, lines in lengths.items() if lines > LONGEST_TEST_FILE} <= LONG_TEST_FILES
+    assert not {name for name, lines in lengths.items() if lines > LONGEST_TEST_FILE}
 
 
 def test_public_signatures_have_types():
@@ -90,14 +60,12 @@ def test_public_signatures_have_types():
         for node in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
             if is_untyped(node):
                 found.add(f"{path.relative_to(ROOT).as_posix()}:{node.name}")
-    assert not found - UNTYPED
+    assert not found
 
 
-@pytest.mark.parametrize(
-    "code,lines", [("def f():\n    '''Says\n    much.'''\n    return 1\n", 2), ("def f():\n    return 1\n", 2)]
-)
-def test_a_docstring_does_not_count(code, lines):
-    assert length(ast.parse(code).body[0]) == lines
+def test_mypy_overlooks_no_kind_of_error():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    assert not [each for each in [settings, *settings["overrides"]] if "disable_error_code" in each]
 
 
 def test_root_holds_no_surprises():

@@ -192,6 +192,15 @@ def test_frames_are_lossless(tmp_path):
     assert (media.read_frames(tmp_path) == blocks()).all()
 
 
+def test_frames_of_others_come_in_the_order_of_their_numbers(tmp_path):
+    """Without leading zeros, with a prefix, in capitals; what a Mac leaves beside is no frame."""
+    for number in (10, 2, 1, 9):
+        suffix = "PNG" if number == 9 else "png"
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"frame_{number}.{suffix}", "PNG")
+    (tmp_path / "._frame_1.png").write_bytes(b"no picture")
+    assert media.read_frames(tmp_path)[:, 0, 0, 0].tolist() == [1, 2, 9, 10]
+
+
 @pytest.mark.parametrize(("side", "factor"), [(32, 8), (64, 4), (100, 3), (128, 2), (129, 1), (512, 1)])
 def test_tiny_videos_are_enlarged(side, factor):
     assert media.default_upscale(side, 2 * side) == factor

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AnimateDiffPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
+from ip_adapters import ip_adapter_state
 from PIL import Image
 from tiny import (
     tiny_motion_adapter,
@@ -298,24 +299,6 @@ def test_ip_adapter_leaves_pisa_in_place():
     assert relative_error(run(pipe, "a fox", picture()), before) < 1e-6
 
 
-def ip_adapter_state(unet) -> dict[str, dict[str, torch.Tensor]]:
-    """Random weights in the published layout of an IP-Adapter with 4 image tokens from an embedding of width 8."""
-    rng, text_width = generator(7), unet.config.cross_attention_dim
-    projection = {
-        "proj.weight": torch.randn(4 * text_width, 8, generator=rng),
-        "proj.bias": torch.zeros(4 * text_width),
-        "norm.weight": torch.ones(text_width),
-        "norm.bias": torch.zeros(text_width),
-    }
-    keys, index = {}, 1
-    for name, module in unet.named_modules():
-        if name.endswith("attn2") and "motion" not in name:
-            for part in ("to_k_ip", "to_v_ip"):
-                keys[f"{index}.{part}.weight"] = torch.randn(module.inner_dim, text_width, generator=rng)
-            index += 2
-    return {"image_proj": projection, "ip_adapter": keys}
-
-
 def test_half_precision_on_cpu():
     pipe = tiny_pipeline().to(torch.bfloat16)
     frames = run(pipe, "a fox", picture(), output_type="pt")
@@ -341,7 +324,7 @@ def test_frames_only_cross_attention():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 32}, "at most 31 frames"),
+        ({"num_frames": 32, "window_frames": 32}, "1 to 31 frames"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"height": 17}, "multiple of 2"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +39,34 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_every_public_method_of_animatediff_is_there():
     missing = [name for name in dir(AnimateDiffPipeline) if not hasattr(VideoMakerPipeline, name)]
     assert not missing
+
+
+def test_the_table_of_the_surface_is_complete():
+    table = (Path(__file__).parents[1] / "docs" / "surface.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", table))
+    methods = {name for name in dir(AnimateDiffPipeline) if not name.startswith("_")}
+    arguments = set(signature(AnimateDiffPipeline.__call__).parameters) - {"self"}
+    assert not (methods | arguments) - named
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ip_adapter_image": picture(1)}, "needs an IP-Adapter"),
+        ({"ip_adapter_image_embeds": [torch.zeros(1, 1, 16)]}, "needs an IP-Adapter"),
+        ({"ip_adapter_image_embeds": 5}, "needs an IP-Adapter"),
+        ({"cross_attention_kwargs": [1]}, "cross_attention_kwargs is"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "give a list of names"),
+        ({"callback_on_step_end_tensor_inputs": ["nonsense"]}, "nonsense"),
+        ({"prompt_embeds": 5, "prompt": None}, "prompt_embeds is a int"),
+        ({"negative_prompt": 5, "guidance_scale": 1.0}, "negative_prompt is a int"),
+        ({"negative_prompt_embeds": torch.zeros(1, 77, 15), "guidance_scale": 1.0}, "negative_prompt_embeds has shape"),
+    ],
+)
+def test_conditioning_that_nothing_hears_is_refused(changes, words):
+    changes = {"prompt": "a fox", **changes}
+    with pytest.raises(InputError, match=words):
+        run(tiny_pipeline(), **changes)
 
 
 @pytest.mark.parametrize(

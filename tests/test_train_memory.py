@@ -58,6 +58,13 @@ def test_lora_keeps_the_states_small():
     assert lora.checkpoint_bytes < whole.checkpoint_bytes / 20
 
 
+def test_a_run_without_pisa_is_counted_too(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    size = ["data.height=16", "data.width=16", "data.num_frames=2", f"model.path={tmp_path}"]
+    with_pisa, without = (count(load_config("smoke", [*size, f"method.pisa={on}"])) for on in ("true", "false"))
+    assert without.trained_parameters == with_pisa.trained_parameters > 0
+
+
 def test_zero_and_offload_take_the_states_away():
     alone, shared, hosted = states(), states(world_size=4), states("zero.offload=cpu")
     assert alone.state_bytes - shared.state_bytes == 12 * alone.trained_parameters * 3 // 4

@@ -1,4 +1,4 @@
-"""What each rank of tests/test_zero.py runs under the `deepspeed` launcher: a scenario on a tiny model."""
+"""What each rank of tests/test_train_zero.py runs under the `deepspeed` launcher: a scenario on a tiny model."""
 
 import argparse
 import hashlib
@@ -49,6 +49,35 @@ def stages(folder: Path, device: torch.device) -> None:
         middle = f"{folder}/zero{stage}/checkpoints/step-00000005"
         again = replace(config.checkpoint, every=0, resume=middle)
         Trainer(replace(config, output=f"{folder}/zero{stage}-again", checkpoint=again), device).run(StopRequest())
+
+
+def lora_run(folder: Path, stage: int, name: str = "") -> TrainConfig:
+    lora = ["method.lora.rank=2", "optimizer.learning_rate=0.01", "steps=6", "checkpoint.every=3"]
+    output = f"output={folder}/lora{stage}{name}"
+    return load_config(str(folder / "config.yaml"), [f"zero.stage={stage}", output, *lora])
+
+
+def lora(folder: Path, device: torch.device) -> None:
+    """Six steps of adapters with ZeRO 0, 1 and 2."""
+    for stage in (0, 1, 2):
+        trainer = Trainer(lora_run(folder, stage), device)
+        before = frozen_hash(trainer)
+        trainer.run(StopRequest())
+        assert frozen_hash(trainer) == before
+
+
+def kill_lora(folder: Path, device: torch.device) -> None:
+    """The run with ZeRO 2 once more, both ranks killed in the middle of step 5."""
+    trainer = Trainer(lora_run(folder, 2, "-killed"), device)
+    call_after(trainer, 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    trainer.run(StopRequest())
+
+
+def resume_lora(folder: Path, device: torch.device) -> None:
+    """The killed run goes on."""
+    trainer = Trainer(lora_run(folder, 2, "-killed"), device)
+    assert trainer.step == 3
+    trainer.run(StopRequest())
 
 
 def killed_run(folder: Path) -> TrainConfig:

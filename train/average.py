@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
-def gather_trained(engine, kind: str = "weights") -> dict[str, torch.Tensor]:
+
+def gather_trained(engine: DeepSpeedEngine, kind: str = "weights") -> dict[str, torch.Tensor]:
     """The trained parameters in fp32, whole, on the CPU of rank 0 (empty elsewhere). All ranks must call it.
 
     Args:
@@ -27,7 +31,7 @@ def gather_trained(engine, kind: str = "weights") -> dict[str, torch.Tensor]:
     return gathered
 
 
-def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+def _full_tensor(engine: DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if engine.zero_optimization_stage() == 0:
@@ -40,24 +44,29 @@ def _full_tensor(engine, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     return _joined_average(engine, parameter)
 
 
-def _joined_average(engine, parameter: nn.Parameter) -> torch.Tensor:
+def _joined_average(engine: DeepSpeedEngine, parameter: nn.Parameter) -> torch.Tensor:
     """ZeRO 1 and 2: the average from every rank's part. DeepSpeed's own way forgets what a checkpoint left out."""
     whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
-    part = parameter._hp_mapping  # None on the ranks that hold none of it
+    part = _of_zero(parameter)._hp_mapping  # None on the ranks that hold none of it
     if part is not None:
         flat = engine.basic_optimizer.state[_flat_master(engine, part)]["ema"]
         _fragment(part.lp_fragment_address, whole).copy_(_fragment(part.hp_fragment_address, flat))
-    dist.all_reduce(whole, group=parameter._dp_group)
+    dist.all_reduce(whole, group=_of_zero(parameter)._dp_group)
     return whole.view_as(parameter)
 
 
-def _flat_master(engine, part) -> torch.Tensor:
+def _of_zero(parameter: nn.Parameter) -> Any:
+    """The parameter with what ZeRO hangs on it, which torch's types do not know."""
+    return parameter
+
+
+def _flat_master(engine: DeepSpeedEngine, part: Any) -> torch.Tensor:
     """This rank's flat fp32 weights that a parameter's part lies in."""
     (master,) = engine.basic_optimizer.param_groups[part.param_group_index]["params"]
     return master
 
 
-def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
+def _unpartitioned_masters(engine: DeepSpeedEngine) -> dict[nn.Parameter, torch.Tensor]:
     """Without ZeRO: the fp32 master of every half-precision parameter; in fp32 a parameter is its own."""
     if not hasattr(engine.optimizer, "fp32_groups"):
         return {}
@@ -66,7 +75,7 @@ def _unpartitioned_masters(engine) -> dict[nn.Parameter, torch.Tensor]:
 
 
 @contextmanager
-def average_left_out(engine) -> Iterator[None]:
+def average_left_out(engine: DeepSpeedEngine) -> Iterator[None]:
     """While this lasts, the optimizer's state is without the average, which a checkpoint has in a file of its own."""
     state = engine.basic_optimizer.state
     averages = {master: values.pop("ema") for master, values in state.items() if "ema" in values}
@@ -77,13 +86,13 @@ def average_left_out(engine) -> Iterator[None]:
             state[master]["ema"] = average
 
 
-def has_average(engine) -> bool:
+def has_average(engine: DeepSpeedEngine) -> bool:
     """Whether the optimizer keeps an average by now: not before its first step."""
     return any("ema" in values for values in engine.basic_optimizer.state.values())
 
 
 @contextmanager
-def average_in_place(engine, *, wanted: bool = True) -> Iterator[bool]:
+def average_in_place(engine: DeepSpeedEngine, *, wanted: bool = True) -> Iterator[bool]:
     """While this lasts, the model computes with the moving average; then with the weights to the bit as before.
 
     All ranks must enter it. Gives whether there is an average and it is `wanted`.
@@ -101,7 +110,7 @@ def average_in_place(engine, *, wanted: bool = True) -> Iterator[bool]:
 
 
 @torch.no_grad()
-def _exchange(engine, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+def _exchange(engine: DeepSpeedEngine, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
     """Gives a parameter a value; returns what it had, whole."""
     if engine.zero_optimization_stage() < 3:
         before = parameter.detach().clone()
@@ -115,7 +124,7 @@ def _exchange(engine, parameter: nn.Parameter, value: torch.Tensor) -> torch.Ten
     return before
 
 
-def set_average(engine, average: dict[str, torch.Tensor]) -> None:
+def set_average(engine: DeepSpeedEngine, average: dict[str, torch.Tensor]) -> None:
     """Gives every rank its share of a moving average that is whole in `average`, by parameter name."""
     by_parameter = {parameter: average[name] for name, parameter in engine.module.named_parameters() if name in average}
     state = engine.basic_optimizer.state
@@ -131,13 +140,15 @@ def set_average(engine, average: dict[str, torch.Tensor]) -> None:
             state[master]["ema"].narrow(0, start, piece.numel()).copy_(piece)
 
 
-def _partitions(engine, whole: dict[nn.Parameter, torch.Tensor]):
+def _partitions(
+    engine: DeepSpeedEngine, whole: dict[nn.Parameter, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, list[tuple[int, torch.Tensor]]]]:
     """This rank's flat fp32 masters, each with `(offset, values)` of the parameters' parts that lie in it."""
     zero = engine.optimizer
     if engine.zero_optimization_stage() < 3:
         pieces_of: dict[torch.Tensor, list] = {}
         for parameter, values in whole.items():
-            if (part := parameter._hp_mapping) is not None:
+            if (part := _of_zero(parameter)._hp_mapping) is not None:
                 piece = part.hp_fragment_address.start, _fragment(part.lp_fragment_address, values)
                 pieces_of.setdefault(_flat_master(engine, part), []).append(piece)
         yield from pieces_of.items()
@@ -151,5 +162,5 @@ def _partitions(engine, whole: dict[nn.Parameter, torch.Tensor]):
         yield master, pieces
 
 
-def _fragment(address, values: torch.Tensor) -> torch.Tensor:
+def _fragment(address: Any, values: torch.Tensor) -> torch.Tensor:
     return values.narrow(0, address.start, address.numel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import distributed as dist
@@ -13,6 +14,9 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_directory
 
 from .average import gather_trained
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 FOLDER, WEIGHTS, ABOUT = "best", "weights.safetensors", "best.json"
 
@@ -30,7 +34,7 @@ class Best:
         self.folder, self.measure, self.kind = folder / FOLDER, measure, kind
         self.lowest = read_best(folder).get("value", float("inf")) if measure else float("inf")
 
-    def offer(self, engine, step: int, losses: Mapping[str, float]) -> bool:
+    def offer(self, engine: DeepSpeedEngine, step: int, losses: Mapping[str, float]) -> bool:
         """Keeps the weights if they are the best so far; all ranks call it with the same `losses`.
 
         Raises:

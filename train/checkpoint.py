@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 from torch import distributed as dist
@@ -24,6 +24,9 @@ from videomaker.files import atomic_path
 from .average import average_left_out, gather_trained, has_average
 from .checkpoint_files import MANIFEST, TAG, WEIGHTS, Found, Manifest, RecordingWriter, find_problem, read, sync
 from .config import CheckpointConfig
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 _STEP = re.compile(r"step-(\d{8,})")
 _OLD = ".replaced"  # a checkpoint that steps aside while the same step is written again
@@ -41,7 +44,7 @@ class Checkpoints:
         self.settings = settings
         self._damaged: set[int] = set()  # steps that a search found unusable
 
-    def save(self, engine, step: int, state: dict[str, Any], *, ema: bool) -> Path:
+    def save(self, engine: DeepSpeedEngine, step: int, state: dict[str, Any], *, ema: bool) -> Path:
         """Writes the checkpoint of `step`; all ranks must call it.
 
         Args:
@@ -77,7 +80,7 @@ class Checkpoints:
                 error = f"{temporary.parent} cannot be written: {problem.strerror}"
         _agree(error)
 
-    def _write(self, engine, writer: RecordingWriter, ema: bool) -> None:
+    def _write(self, engine: DeepSpeedEngine, writer: RecordingWriter, ema: bool) -> None:
         from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
 
         own_writer, engine.checkpoint_engine = engine.checkpoint_engine, writer
@@ -157,7 +160,7 @@ class Checkpoints:
                 report(f"{folder.name} is not a checkpoint of this run: left as it is")
         if clean:
             self._restore_replaced()
-        problems = []
+        problems: list[str] = []
         for step in reversed(self.steps()):
             found = read(self.folder / _name(step))
             if isinstance(found, Found) and found.step != step:

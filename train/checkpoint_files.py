@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
@@ -15,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import distributed as dist
 
 from videomaker.files import sha256
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MANIFEST = "manifest.json"
 TAG = "deepspeed"  # the folder of DeepSpeed's own files
@@ -68,9 +72,9 @@ def read(folder: Path) -> Found | str:
     try:
         manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        return f"checkpoint {folder.name} has a manifest that is not as expected ({where}: {problem['msg']})"
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"checkpoint {folder.name} has a manifest that is not as expected ({where}: {first['msg']})"
     except (OSError, ValueError, RecursionError) as error:
         return f"checkpoint {folder.name} has no readable manifest ({error})"
     if problem := find_problem(folder, manifest, hashes=True):
@@ -104,10 +108,10 @@ class HashingFile:
         self._hash = hashlib.sha256()
         self._size = 0
 
-    def write(self, data) -> int:
+    def write(self, data: Buffer) -> int:
         """Writes bytes; returns how many."""
         self._hash.update(data)
-        self._size += len(data)
+        self._size += memoryview(data).nbytes
         return self._file.write(data)
 
     def flush(self) -> None:
@@ -134,15 +138,16 @@ class RecordingWriter(TorchCheckpointEngine):
         self.records: dict[str, dict[str, Any]] = {}
         self.error: str = ""
 
-    def save(self, state_dict, path: str) -> None:
+    def save(self, state_dict: Any, path: str) -> None:
         """Writes one of DeepSpeed's files."""
-        self._write(Path(path), lambda file: torch.save(state_dict, file))
+        # torch.save asks for no more than write and flush.
+        self._write(Path(path), lambda file: torch.save(state_dict, cast("IO[bytes]", file)))
 
     def save_bytes(self, content: bytes, path: Path) -> None:
         """Writes a file that is not DeepSpeed's."""
         self._write(path, lambda file: file.write(content))
 
-    def _write(self, path: Path, write) -> None:
+    def _write(self, path: Path, write: Callable[[HashingFile], object]) -> None:
         try:
             file = HashingFile(path)
             try:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -19,6 +19,9 @@ from .config import TrainConfig
 from .deepspeed_json import deepspeed_json
 from .optimizer import build_optimizer, learning_rate
 from .ranks import assign_rank, free_port
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 __all__ = [
     "computes_bf16", "deepspeed_json", "free_port", "from_rank_zero", "initialize", "learning_rate",
@@ -116,7 +119,8 @@ def set_numerics(config: TrainConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and is for finding bugs
+        # Filling what is uninitialized costs time, and is for finding bugs.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
     if config.precision == "autocast" and device.type == "cpu" and computes_bf16(device):
         torch.backends.cuda.enable_flash_sdp(False)  # holds for CPUs too, where its bf16 backward is slow
 
@@ -128,7 +132,9 @@ def computes_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def initialize(learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any], device: torch.device):
+def initialize(
+    learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any], device: torch.device
+) -> DeepSpeedEngine:
     """The DeepSpeed engine around `learner`, with optimizer state for its trainable parameters only."""
     import deepspeed
 
@@ -144,7 +150,7 @@ def initialize(learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any],
     return engine
 
 
-def plain_gradient_norm(engine) -> torch.Tensor | None:
+def plain_gradient_norm(engine: DeepSpeedEngine) -> torch.Tensor | None:
     """The gradient's norm before clipping, as the parameters hold it before a step without ZeRO."""
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients) if gradients else None

@@ -239,7 +239,7 @@ def model_card(run: Run, *, dtype: str, ema: bool) -> str:
 def _data_line(run: Run) -> str:
     data = run.config.data
     clips = run.found.state["data"]["num_clips"]
-    return (
-        f"`{data.manifest}`: {clips} clips, split `{data.split}`, {data.num_frames} frames at "
-        f"stride {data.frame_stride}, {data.width}×{data.height}"
-    )
+    names = ", ".join(f"`{name}`" for name in data.manifests)
+    spacing = f"{data.fps:g} a second" if data.fps else f"stride {data.frame_stride}"
+    shapes = "; ".join(f"{shape.num_frames} frames, {shape.width}×{shape.height}" for shape in data.shapes)
+    return f"{names}: {clips} clips, split `{data.split}`, {shapes}, at {spacing}"

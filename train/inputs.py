@@ -59,17 +59,22 @@ class Inputs:
         )
         return latents, reference, self._text(batch, draws.drop_text.tolist()), draws
 
-    def _latents(self, batch: dict[str, Any], ready: str, pixels: str, keys) -> torch.Tensor:
+    @property
+    def _encoders(self) -> VideoMakerPipeline:
+        assert self.pipeline is not None, self.config.task  # only the autoencoder's task goes without
+        return self.pipeline
+
+    def _latents(self, batch: dict[str, Any], ready: str, pixels: str, keys: Sequence[tuple[int, ...]]) -> torch.Tensor:
         if ready in batch:
             return batch[ready].to(self.device, torch.float32)
-        return encode_latents(self.pipeline.vae, batch[pixels].to(self.device), keys, ready)
+        return encode_latents(self._encoders.vae, batch[pixels].to(self.device), keys, ready)
 
     def _text(self, batch: dict[str, Any], dropped: Sequence[bool]) -> torch.Tensor:
         """Embeddings of the captions, or their token ids when the text encoder is trained."""
         empty = self.config.method.dropped_text == "empty"
         captions = ["" if drop and empty else caption for caption, drop in zip(batch["caption"], dropped, strict=True)]
         if self.config.model.train_text_encoder:
-            return tokenize(self.pipeline, captions, self.device)
+            return tokenize(self._encoders, captions, self.device)
         if "prompt_embeds" not in batch:
             return torch.stack([self._embedding(caption) for caption in captions])
         embeds = batch["prompt_embeds"].to(self.device)
@@ -81,6 +86,6 @@ class Inputs:
         if caption not in self._embeddings:
             if len(self._embeddings) >= _KEPT_EMBEDDINGS:
                 self._embeddings.pop(next(iter(self._embeddings)))
-            ids = tokenize(self.pipeline, [caption], self.device)
-            self._embeddings[caption] = self.pipeline.text_encoder(ids)[0][0]
+            ids = tokenize(self._encoders, [caption], self.device)
+            self._embeddings[caption] = self._encoders.text_encoder(ids)[0][0]
         return self._embeddings[caption]

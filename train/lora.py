@@ -27,7 +27,7 @@ def target_modules(unet: UNetMotionModel, targets: tuple[str, ...]) -> list[str]
     Raises:
         InputError: no layer belongs to one of the targets.
     """
-    found = {target: [] for target in targets}
+    found: dict[str, list[str]] = {target: [] for target in targets}
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(_PROJECTIONS):
             kind = "motion" if "motion_modules" in name.split(".") else "attn1"
@@ -96,4 +96,4 @@ def merge_lora(unet: nn.Module, state: Mapping[str, torch.Tensor], settings: Lor
         layer = f"unet.{name.removesuffix('.weight')}"
         down, up = factors[f"{layer}.lora_A.weight"], factors[f"{layer}.lora_B.weight"]
         weight = unet.get_parameter(name)
-        weight += (up.double() @ down.double()).to(weight.dtype)
+        weight.add_((up.double() @ down.double()).to(weight.dtype))

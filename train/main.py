@@ -103,7 +103,7 @@ def _quiet() -> None:
     quiet_libraries()
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: BaseException, code: int) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return code
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from videomaker.data.dataset import DataConfig
 from videomaker.errors import InputError
 from videomaker.pipeline.memory import PeakMemory, module_bytes
 
 from .config import TrainConfig
-from .meta import meta_pipeline
+from .meta import MetaParts, meta_pipeline
 from .model import DTYPES, Denoiser, prepare_denoiser
 from .recompute import checkpointing_mode, stays_on_device
 from .step import Draws
@@ -64,9 +64,11 @@ def count(config: TrainConfig, world_size: int = 1) -> Footprint:
         attention_backend="auto",
     )  # fmt: skip
     precision = "fp32" if config.precision == "autocast" else config.precision
+    largest = max(config.data.shapes, key=lambda shape: shape.num_frames * shape.height * shape.width)
+    data = DataConfig(num_frames=largest.num_frames, height=largest.height, width=largest.width)
     key = TrainConfig(
-        task=config.task, precision=precision, micro_batch_size=config.micro_batch_size, data=config.data,
-        model=model, method=config.method,
+        task=config.task, precision=precision, micro_batch_size=config.micro_batch_size, data=data, model=model,
+        method=config.method,
     )  # fmt: skip
     return Footprint(activation_peak_bytes=_peak(key), **asdict(count_states(config, world_size)))
 
@@ -108,7 +110,7 @@ def _peak(config: TrainConfig) -> int:
     return activation_peak(learner, config, pipeline.vae_scale_factor)
 
 
-def _on_meta(config: TrainConfig) -> tuple[Denoiser, SimpleNamespace]:
+def _on_meta(config: TrainConfig) -> tuple[Denoiser, MetaParts]:
     pipeline = meta_pipeline(config.model, DTYPES[config.precision])
     return prepare_denoiser(pipeline, config).to("meta"), pipeline  # peft makes its layers elsewhere
 
@@ -118,7 +120,7 @@ def activation_peak(learner: Denoiser, config: TrainConfig, vae_scale_factor: in
     inputs = _inputs(learner, config, vae_scale_factor)
     learner.alphas_cumprod = learner.alphas_cumprod.to("meta")
     with ExitStack() as stack:
-        stack.enter_context(patch("videomaker.attention.pisa_attention", _counted_pisa))
+        stack.enter_context(patch("videomaker.attention.pisa.pisa_attention", _counted_pisa))
         stack.enter_context(patch("torch.nn.functional.scaled_dot_product_attention", _counted_attention))
         if config.model.offload_activations:
             learner.kept_activations = _KeptElsewhere

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,15 +19,26 @@ from .config import ModelConfig
 SD15 = "sd15"  # as `model.path`: Stable Diffusion 1.5 with AnimateDiff
 
 
-def meta_pipeline(model: ModelConfig, dtype: torch.dtype) -> SimpleNamespace:
-    """`unet`, `vae`, `text_encoder` on "meta", `scheduler` and `vae_scale_factor`, as `prepare_denoiser` takes them.
+@dataclass
+class MetaParts:
+    """What `prepare_denoiser` takes of a pipeline; the modules are on "meta"."""
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    scheduler: DDIMScheduler
+    vae_scale_factor: int
+
+
+def meta_pipeline(model: ModelConfig, dtype: torch.dtype) -> MetaParts:
+    """The parts of the pipeline that a run trains.
 
     Raises:
         InputError: `model.path` is neither "sd15" nor a diffusers pipeline folder.
     """
     if model.path == SD15:
         where: dict[str, Any] = {"device": "meta", "dtype": dtype}
-        parts = {
+        parts: dict[str, Any] = {
             "unet": sd15.sd15_unet(**where),
             "vae": sd15.sd15_vae(**where),
             "text_encoder": sd15.sd15_text_encoder(**where),
@@ -35,7 +46,7 @@ def meta_pipeline(model: ModelConfig, dtype: torch.dtype) -> SimpleNamespace:
         }
     else:
         parts = _from_folder(model, dtype)
-    return SimpleNamespace(**parts, vae_scale_factor=2 ** (len(parts["vae"].config.block_out_channels) - 1))
+    return MetaParts(**parts, vae_scale_factor=2 ** (len(parts["vae"].config.block_out_channels) - 1))
 
 
 def _from_folder(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

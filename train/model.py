@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNetMotionModel
@@ -47,7 +49,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
-        self.alphas_cumprod = scheduler.alphas_cumprod.float()  # not a buffer: it stays fp32 when the module is cast
+        # Not a buffer: it stays fp32 when the module is cast.
+        self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type = scheduler.config.prediction_type
         self.method = method
         self.autocast = autocast
@@ -100,7 +103,7 @@ class Denoiser(nn.Module):
             )
 
 
-def mixed_precision(enabled: bool, device: torch.device):
+def mixed_precision(enabled: bool, device: torch.device) -> AbstractContextManager:
     """bf16 where it is safe, when `enabled` and when the device computes in bf16 itself."""
     return torch.autocast(device.type, torch.bfloat16) if enabled and computes_bf16(device) else nullcontext()
 
@@ -157,7 +160,7 @@ def load_pipeline(
     """
     if not (Path(model.path) / "model_index.json").is_file():
         raise InputError(f"model.path={model.path!r} is no diffusers pipeline folder (it has no model_index.json)")
-    arguments = {"motion_adapter": model.motion_adapter} if model.motion_adapter else {}
+    arguments: dict[str, Any] = {"motion_adapter": model.motion_adapter} if model.motion_adapter else {}
     torch.manual_seed(seed)
     for name in model.from_scratch:
         arguments[name] = _from_config(name, Path(model.path)).to(dtype)
@@ -179,12 +182,12 @@ def check_size(pipeline: VideoMakerPipeline, config: TrainConfig) -> None:
         InputError: names the nearest size.
     """
     factor = pipeline.vae_scale_factor
-    for key in ("height", "width"):
-        size = getattr(config.data, key)
-        if size % factor:
-            raise InputError(
-                f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
-            )
+    for shape in {*config.data.shapes, replace(config.data, buckets=()).shapes[0]}:
+        for key, size in (("height", shape.height), ("width", shape.width)):
+            if size % factor:
+                raise InputError(
+                    f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
+                )
 
 
 def load_vae(model: ModelConfig, *, seed: int) -> AutoencoderKL:
@@ -205,7 +208,16 @@ def _from_config(component: str, path: Path) -> nn.Module:
     return model_class.from_config(model_class.load_config(folder))
 
 
-def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoiser:
+class HasParts(Protocol):
+    """A pipeline, or the parts of one whose memory is counted."""
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    scheduler: DDIMScheduler
+
+
+def prepare_denoiser(pipeline: HasParts, config: TrainConfig) -> Denoiser:
     """Installs the recipe's attention, freezes what it does not train, and wraps the rest as one module."""
     unet, model, method = pipeline.unet, config.model, config.method
     for module in (pipeline.vae, pipeline.text_encoder, unet):
@@ -215,7 +227,8 @@ def prepare_denoiser(pipeline: VideoMakerPipeline, config: TrainConfig) -> Denoi
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)
-        pipeline.register_to_config(use_pisa=False)  # or its samples would be refused as without their subject
+        if isinstance(pipeline, VideoMakerPipeline):  # or its samples would be refused as without their subject
+            pipeline.register_to_config(use_pisa=False)
     if method.lora.rank:
         add_lora(unet, method.lora, seed=config.seed)
     else:

@@ -16,7 +16,7 @@ from . import optimizers
 from .config import OptimizerConfig, TrainConfig
 
 
-class _GuardedStep:
+class _GuardedStep(torch.optim.Optimizer):
     """Mixed into an optimizer: refuses an update on demand or with a gradient that is not finite; keeps an average.
 
     The average is part of the optimizer's state, so that ZeRO spreads it over the devices and saves it with the rest.
@@ -29,7 +29,7 @@ class _GuardedStep:
     refused: bool = False
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         self.refused = self.refuse or not self._gradients_finite()
         if self.refused:
             return None
@@ -43,7 +43,7 @@ class _GuardedStep:
 
     def _gradients_finite(self) -> bool:
         """Whether every rank's share of the gradient is finite: all ranks take the same decision."""
-        norms = torch.stack([p.grad.norm() for p in self._parameters()])
+        norms = torch.stack([p.grad.norm() for p in self._parameters() if p.grad is not None])
         finite = norms.isfinite().all().float().to(self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)

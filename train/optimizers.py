@@ -41,13 +41,13 @@ def choose(
 
 def _adamw_8bit() -> type[torch.optim.Optimizer]:
     if find_spec("bitsandbytes"):
-        from bitsandbytes.optim import AdamW8bit
+        import bitsandbytes
 
-        return AdamW8bit
+        return bitsandbytes.optim.AdamW8bit
     if find_spec("torchao"):
-        from torchao.optim import AdamW8bit
+        import torchao.optim
 
-        return AdamW8bit
+        return torchao.optim.AdamW8bit
     raise InputError("optimizer.name=adamw8bit needs bitsandbytes or torchao: pip install bitsandbytes, or take adamw")
 
 

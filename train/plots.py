@@ -29,7 +29,7 @@ def write_plots(run: Path) -> Path | None:
         return None
     from matplotlib.figure import Figure  # a second of import
 
-    panels = {
+    panels: dict[str, Curves] = {
         "training loss": {name: metrics[name] for name in ("loss", "video", "reference") if name in metrics},
         "held-out loss by timestep": _starting(held_out, "video_"),
         "reference gain by timestep": _starting(held_out, "reference_gain_"),

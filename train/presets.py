@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from videomaker.data.dataset import DataConfig
 from videomaker.data.reference import PEOPLE, Augmentation
@@ -41,7 +42,7 @@ def authors_human() -> TrainConfig:
     )
 
 
-def _ablation(**changes: bool | float) -> Callable[[], TrainConfig]:
+def _ablation(**changes: Any) -> Callable[[], TrainConfig]:
     return lambda: replace(paper_human(), method=MethodConfig(**changes))
 
 
@@ -105,7 +106,7 @@ def sprites() -> TrainConfig:
 
 
 # With 64 tokens to a frame, training on a CPU is quickest when the reference is simply repeated, and compiled.
-_SPRITE_SPEED = {"attention_backend": "naive", "compile": True, "gradient_checkpointing": False}
+_SPRITE_SPEED: dict[str, Any] = {"attention_backend": "naive", "compile": True, "gradient_checkpointing": False}
 
 
 def _cached_sprites() -> TrainConfig:

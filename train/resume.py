@@ -106,7 +106,7 @@ def digest_frozen(parts: Sequence[nn.Module]) -> str:
     return blake2b_of_all(
         piece
         for name, parameter in frozen
-        for piece in (name, parameter.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy())
+        for piece in (name, parameter.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
     )
 
 

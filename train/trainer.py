@@ -27,7 +27,7 @@ from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
 from .memory_report import card_bytes, choose_checkpointing
-from .model import DTYPES, Autoencoder, check_size, load_pipeline, load_vae, prepare_denoiser
+from .model import DTYPES, Autoencoder, Denoiser, check_size, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
@@ -81,10 +81,12 @@ class Trainer:
         self.inputs = Inputs(
             config,
             self.pipeline,
-            num_train_timesteps=0 if self.pipeline is None else len(self.learner.alphas_cumprod),
+            num_train_timesteps=len(self.learner.alphas_cumprod) if isinstance(self.learner, Denoiser) else 0,
             device=self.device,
         )
-        self.loader = self.build_loader(config.data, seed=config.seed, batch_size=config.micro_batch_size)
+        self.loader = self.build_loader(
+            config.data, seed=config.seed, batch_size=config.micro_batch_size, group=config.batch_size
+        )
         self.validation = Validation(
             config, self.pipeline, self.inputs, self.build_loader, rank=self.rank, world_size=self.world_size
         )
@@ -108,7 +110,8 @@ class Trainer:
         if config.task == "autoencoder":
             self.pipeline = None
             vae = load_vae(config.model, seed=config.seed)
-            self.learner = Autoencoder(vae, config.method, autocast=config.precision == "autocast")
+            autocast = config.precision == "autocast"
+            self.learner: Denoiser | Autoencoder = Autoencoder(vae, config.method, autocast=autocast)
             return
         self.pipeline = load_pipeline(
             config.model,
@@ -120,8 +123,9 @@ class Trainer:
         chosen, why = choose_checkpointing(config, card_bytes(self.device))
         if why and self.rank == 0:
             print(why)
-        self.learner = prepare_denoiser(self.pipeline, chosen)
-        self.learner.alphas_cumprod = self.learner.alphas_cumprod.to(self.device)
+        denoiser = prepare_denoiser(self.pipeline, chosen)
+        denoiser.alphas_cumprod = denoiser.alphas_cumprod.to(self.device)
+        self.learner = denoiser
         self.pipeline.vae.to(self.device)
         self.pipeline.text_encoder.to(self.device)
 
@@ -130,13 +134,13 @@ class Trainer:
         parts = [self.learner] if self.pipeline is None else [self.learner, self.pipeline.vae]
         return digest_frozen(parts) if self.rank == 0 else ""
 
-    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int) -> ClipLoader:
+    def build_loader(self, data: DataConfig, *, seed: int, batch_size: int, group: int = 0) -> ClipLoader:
         """The endless loader of this rank over `data`."""
         where = {"rank": self.rank, "world_size": self.world_size}
         dataset = build_dataset(data, seed=seed, cache=self._open_cache(data), **where)
         if self.pipeline is not None and data.long_captions == "error":
             check_captions(dataset.clips, self.pipeline.tokenizer)
-        return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, **where)
+        return build_loader(dataset, batch_size=batch_size, num_workers=data.num_workers, group=group, **where)
 
     def _open_cache(self, data: DataConfig):
         if not data.cache or self.pipeline is None:

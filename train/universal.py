@@ -7,6 +7,7 @@ import shutil
 from argparse import Namespace
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 from torch import distributed as dist
@@ -14,13 +15,16 @@ from torch import distributed as dist
 from .average import set_average
 from .checkpoint_files import TAG, WEIGHTS, Found
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 
 def needs_conversion(found: Found, world_size: int) -> bool:
     """Whether the optimizer's state is cut for another number of ranks; without ZeRO it is whole."""
     return found.stage > 0 and found.world_size != world_size
 
 
-def load(engine, found: Found, scratch: Path) -> None:
+def load(engine: DeepSpeedEngine, found: Found, scratch: Path) -> None:
     """Restores weights, optimizer and loss scale from `found`; all ranks call it.
 
     For another number of ranks the engine must have been made with `{"checkpoint": {"load_universal": true}}`, and
@@ -52,7 +56,7 @@ def _convert(source: Path, output: Path) -> None:
         ds_to_universal.main(Namespace(input_folder=str(source), output_folder=str(output), **options))
 
 
-def _restore_average(engine, found: Found) -> None:
+def _restore_average(engine: DeepSpeedEngine, found: Found) -> None:
     """Cuts the moving average for this number of ranks: the optimizer's own state is saved without it."""
     path = found.folder / WEIGHTS["ema"]
     if path.is_file():

@@ -63,7 +63,7 @@ class Validation:
 
     def _held_out_batches(self) -> list[dict[str, Any]]:
         settings = self.config.validation
-        data = replace(self.config.data, split=settings.split, num_workers=0)
+        data = replace(self.config.data, split=settings.split, num_workers=0, buckets=())  # one size is one measure
         try:
             loader = self.build_loader(data, seed=0, batch_size=settings.batch_size)
         except InputError as error:
@@ -98,7 +98,7 @@ class Validation:
         if self.config.task == "autoencoder":
             return learner(*inputs)
         latents, reference, text, draws = inputs
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for level in self.config.validation.levels:
             fixed = _at_level(draws, level)
             values = learner(latents, reference, text, fixed)
@@ -112,7 +112,8 @@ class Validation:
         """The configured prompts and references; without any, those of the first held-out clips."""
         settings = self.config.sampling
         if settings.prompts:
-            images = [media.load_reference(Path(path)) for path in settings.references] or [None]
+            images: list[Image.Image | None] = [media.load_reference(Path(path)) for path in settings.references]
+            images = images or [None]
             return [(prompt, images[i % len(images)]) for i, prompt in enumerate(settings.prompts)]
         return list(islice(self._held_out_samples(), _MAX_SAMPLES))
 
@@ -149,7 +150,8 @@ class Validation:
     def _generate(self, prompt: str, reference: Image.Image | None, *, seed: int) -> np.ndarray:
         """Frames `[F, H, W, 3]`, uint8."""
         data, settings, pipeline = self.config.data, self.config.sampling, self.pipeline
-        arguments = {
+        assert pipeline is not None, self.config.task  # the autoencoder's task has no samples
+        arguments: dict[str, Any] = {
             "num_frames": data.num_frames,
             "height": data.height,
             "width": data.width,
@@ -158,12 +160,13 @@ class Validation:
             "generator": torch.Generator().manual_seed(seed),
             "output_type": "np",
         }
+        sampler: Any = pipeline
         if self.config.task == "text":
-            pipeline = AnimateDiffPipeline(**pipeline.components)
+            sampler = AnimateDiffPipeline(**pipeline.components)
         else:
             arguments["reference_image"] = reference
-        pipeline.set_progress_bar_config(disable=True)
-        video = pipeline(prompt, **arguments).frames[0]
+        sampler.set_progress_bar_config(disable=True)
+        video = sampler(prompt, **arguments).frames[0]
         return (np.asarray(video) * 255).round().astype(np.uint8)
 
     def _write(self, folder: Path, videos: dict[int, np.ndarray], weights: str) -> np.ndarray:

@@ -14,10 +14,17 @@ _EXPORTS = {
     "Approximations": "videomaker.compiled",
     "Bucket": "videomaker.compiled",
     "InputError": "videomaker.errors",
+    "ReferenceAttnProcessor": "videomaker.attention",
+    "ReferenceBank": "videomaker.attention",
+    "SharedStyle": "videomaker.attention",
     "VideoMakerPipeline": "videomaker.pipeline",
+    "install_attention": "videomaker.attention",
     "install_pisa": "videomaker.attention",
+    "install_reference_attention": "videomaker.attention",
+    "install_style_aligned": "videomaker.attention",
     "pisa_attention": "videomaker.kernels",
     "predict_noise": "videomaker.denoising",
+    "reference_attention": "videomaker.kernels",
 }
 __all__ = ["__version__", "default_model_path", *_EXPORTS]
 

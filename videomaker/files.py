@@ -17,6 +17,7 @@ from videomaker.digests import sha256_of_file as sha256  # noqa: F401  a file's 
 from videomaker.errors import InputError
 
 MAX_NAME_BYTES = 255  # of a name, in the file systems in use
+MAX_PATH_BYTES = 4096
 MAX_SUFFIX = 16  # characters
 
 
@@ -88,6 +89,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: it could not.
     """
+    _check_length(folder.absolute())
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise InputError(f"output {folder}: {existing} is a file, not a folder")
@@ -96,6 +98,15 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"output {folder}: {existing} cannot be written ({error.strerror})") from error
+
+
+def _check_length(folder: Path) -> None:
+    """Or half of the folders would be made before one is too long."""
+    parts = [os.fsencode(part) for part in folder.parts]
+    if longest := next((part for part in parts if len(part) > MAX_NAME_BYTES), None):
+        raise InputError(f"output: the folder {os.fsdecode(longest)[:40]}… is too long a name: give a shorter one")
+    if len(os.fsencode(folder)) + MAX_NAME_BYTES > MAX_PATH_BYTES:
+        raise InputError(f"output {str(folder)[:40]}… is too long a path: give a shorter one")
 
 
 def check_file_name(path: Path) -> None:

@@ -5,6 +5,8 @@ Frames are arrays `[F, H, W, 3]` of uint8 RGB throughout.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -27,6 +29,7 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 DRAWING_SIDE = 64  # pictures up to this are enlarged without smoothing
+_DIGITS = re.compile(r"([0-9]+)")
 SHEET_FRAMES = 8
 SHEET_TILE = 192
 SHEET_GAP = 8
@@ -108,7 +111,7 @@ def write_mp4(path: Path, frames: np.ndarray, *, fps: float, pix_fmt: str = "yuv
         container.mux(stream.encode())
 
 
-def local_url(path: str | Path) -> str:
+def local_url(path: str | os.PathLike) -> str:
     """A path as FFmpeg takes it: without the scheme, `12:30.mp4` and `pipe:0` would name protocols."""
     return f"file:{path}"
 
@@ -133,14 +136,20 @@ def write_frames(folder: Path, frames: np.ndarray) -> None:
 
 
 def read_frames(path: Path) -> np.ndarray:
-    """The frames `[F, H, W, 3]` of what the writers above wrote: an mp4, a GIF, or a folder of frames."""
+    """The frames `[F, H, W, 3]` of an mp4, a GIF, or a folder of PNG, in the order of the numbers in their names."""
     if path.is_dir():
-        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in sorted(path.glob("*.png"))])
+        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in _numbered(path)])
     if path.suffix == ".gif":
         with Image.open(path) as image:
             return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
     with av.open(local_url(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """A folder's PNG files, `2.png` before `10.png`; hidden ones are left out."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() == ".png" and not file.name.startswith("."))
+    return sorted(files, key=lambda file: [int(part) if part.isdigit() else part for part in _DIGITS.split(file.name)])
 
 
 def sheet_row(references: Sequence[Image.Image], frames: np.ndarray, caption: str) -> Image.Image:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from videomaker.errors import InputError
 from videomaker.files import is_lfs_pointer, read_json
@@ -18,6 +21,9 @@ _CONFIGS = {
     "tokenizer": "tokenizer_config.json",
 }
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
+_MOST_LAYERS, _MOST = 128, 10**7  # of a block; of anything else in a configuration
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_FLOATING, _COUNTS = ("F64", "F32", "F16", "BF16"), ("position_ids", "num_batches_tracked")
 
 
 def check_model_files(folder: Path, *, given: Collection[str] = ()) -> None:
@@ -42,12 +48,23 @@ def _check_part(folder: Path, config: str) -> None:
     for file in folder.iterdir():
         if file.suffix in _WEIGHTS:
             check_fetched(file)
+        if file.suffix == ".safetensors":
+            _check_numbers(file, safetensors_header(file))
     if (folder / config).exists():
-        read_json(folder / config)
+        _check_sizes(folder / config, read_json(folder / config))
     elif folder.name != "tokenizer":
         raise InputError(f"model {folder.parent} cannot be loaded: it has no {folder.name}/{config}")
     if folder.name == "tokenizer":
         _check_tokenizer(folder)
+
+
+def _check_sizes(file: Path, config: dict) -> None:
+    """A loader would build whatever a configuration says, for hours or until the memory is full."""
+    for name, value in config.items():
+        most = _MOST_LAYERS if "layers" in name else _MOST
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int) and abs(number) > most for number in numbers):
+            raise InputError(f"{file}: {name} is {str(value)[:60]}, which no model has: fetch the file again")
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -74,3 +91,64 @@ def check_fetched(file: Path) -> None:
     with file.open("rb") as opened:
         if is_lfs_pointer(opened.read(64)):
             raise InputError(f"{file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+
+
+def safetensors_header(file: Path) -> dict[str, dict]:
+    """What a safetensors file says about its tensors: `{name: {"dtype", "shape", "data_offsets"}}`.
+
+    Raises:
+        InputError: it is another kind of file, or its end is missing.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8).ljust(8, b"\xff"))
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            raise InputError(f"{file} is no safetensors file, or cut short: fetch it again")
+        try:
+            header = json.loads(opened.read(length))
+            tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+            end = max((int(about["data_offsets"][1]) for about in tensors.values()), default=0)
+        except (ValueError, RecursionError, TypeError, AttributeError, KeyError, IndexError) as error:
+            raise InputError(f"{file} is no safetensors file, its header is damaged: fetch it again") from error
+    if 8 + length + end > size:
+        raise InputError(f"{file} is cut short, {8 + length + end - size:,} bytes are missing: fetch it again")
+    return tensors
+
+
+def _check_numbers(file: Path, tensors: dict[str, dict]) -> None:
+    """A loader would cast whatever it finds; whole numbers are weights that were quantised, without their scales."""
+    if "." in file.stem:  # of a variant, which may be for another program
+        return
+    for name, about in tensors.items():
+        kind = about.get("dtype")
+        if kind not in _FLOATING and not (name.endswith(_COUNTS) and kind in ("I64", "I32")):
+            raise InputError(f"{file} holds {name} as {str(kind)[:20]}, not as floating numbers: give such weights")
+
+
+def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
+    """Any class of transformers from a local folder; of a model every tensor, since what is not there would be random.
+
+    Args:
+        kind: a model, a processor or a tokenizer, "Auto" ones included.
+        folder: in the transformers format.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: it cannot be loaded, or it lacks tensors; the message is one line.
+    """
+    is_model = hasattr(kind, "config_class") or "ModelFor" in kind.__name__
+    told = {"output_loading_info": True} if is_model else {}
+    try:
+        found = kind.from_pretrained(folder, local_files_only=True, **told, **options)
+    except Exception as error:  # missing, damaged or another model's: each loader complains in its own way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
+    if not is_model:
+        return found
+    model, report = found
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{folder} cannot be loaded as {kind.__name__}: it lacks {len(missing)} tensors, such as {missing[0]}; "
+            "it may hold another model"
+        )
+    return model

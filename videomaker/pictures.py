@@ -111,8 +111,9 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _check_still(image: Image.Image, name: str) -> None:
-    if getattr(image, "n_frames", 1) > 1 and image.format not in _STILL_FORMATS:
-        raise InputError(f"{name} holds {image.n_frames} pictures: save one of them as a still picture")
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format not in _STILL_FORMATS:
+        raise InputError(f"{name} holds {count} pictures: save one of them as a still picture")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_HEAD_DIM = 256
 
 logger = logging.getLogger(__name__)
-_announced: set[str] = set()
+_announced: set[tuple[str, str]] = set()
 
 
 def pisa_attention(
@@ -108,10 +108,10 @@ def _probe() -> Tensor:
 
 
 def announce(name: str, reason: str) -> None:
-    """Says once, at the level of debugging, which backend was chosen."""
-    if torch.compiler.is_compiling() or name in _announced:
+    """Says once for each reason, at the level of debugging, which backend was chosen."""
+    if torch.compiler.is_compiling() or (name, reason) in _announced:
         return
-    _announced.add(name)
+    _announced.add((name, reason))
     logger.debug("attention backend %s: %s", name, reason)
 
 
@@ -129,6 +129,8 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         validate_tensor(name, x, q)
+    check_whole(num_frames=num_frames, num_ref_tokens=num_ref_tokens)
+    check_scale(scale)
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if num_ref_tokens < 0:
@@ -139,19 +141,42 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: 
             f"T = {q.shape[1]} is not num_frames·N + num_ref_tokens with N >= 1, "
             f"num_frames = {num_frames}, num_ref_tokens = {num_ref_tokens}"
         )
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+
+
+def check_whole(**numbers: int) -> None:
+    """Raises ValueError for what is no whole number; sizes that a compiler keeps open are."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_scale(scale: float | None) -> None:
+    """Raises ValueError for a scale that is no positive finite number."""
+    if scale is None:
+        return
+    is_number = hasattr(scale, "__float__") and not (isinstance(scale, Tensor) and scale.numel() != 1)
+    if not is_number or not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale!r}")
 
 
 def validate_tensor(name: str, x: Tensor, q: Tensor) -> None:
     """Raises ValueError unless `x` is a tensor such as the backends take, like q in shape, dtype and device."""
+    _check_dense(name, x)
     if x.shape != q.shape and x.ndim == 4:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, q has {tuple(q.shape)}: they must be equal")
     validate_layout(name, x, q)
 
 
+def _check_dense(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} is {x.layout}: make it dense with to_dense()")
+
+
 def validate_layout(name: str, x: Tensor, q: Tensor, *, may_be_empty: bool = False) -> None:
     """`validate_tensor` but for the equal shapes."""
+    _check_dense(name, x)
     if x.ndim != 4:
         raise ValueError(f"{name} must be [B, T, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
     if x.dtype not in DTYPES:

@@ -8,9 +8,10 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import triton
@@ -40,6 +41,7 @@ def autotune(
     num_frames: int,
     num_ref_tokens: int,
     scale: float | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> dict[str, Config]:
     """Times all candidates of every kernel on these tensors; later calls with such shapes use the fastest.
 
@@ -49,19 +51,22 @@ def autotune(
     Args:
         attention: what is tuned and checked, `pisa_triton`.
         q, k, v, num_frames, num_ref_tokens, scale: as of `pisa_attention`; the tensors on a GPU.
+        kernels: those of KERNELS to tune, in its order; all when None.
 
     Returns:
-        The configurations by kernel, which `configs.tuning_file()` now holds. Takes minutes.
+        The configurations by kernel, those tuned before included, which `configs.tuning_file()` now holds. Takes
+        minutes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     problem = Problem.of_pisa(q.detach(), k.detach(), v.detach(), num_frames, num_ref_tokens, scale)
     with torch.cuda.device_of(q):
         is_exact = _exactness_check(attention, problem)
-        found: dict[str, Config] = {}
-        for kernel in KERNELS:
+        keys = {kernel: _key(problem, kernel) for kernel in KERNELS}
+        found = {kernel: tuned_configs()[key] for kernel, key in keys.items() if key in tuned_configs()}
+        for kernel in KERNELS if kernels is None else kernels:
             if best := _fastest(problem, kernel, is_exact, found):
                 found[kernel] = best
-                store_tuned({_key(problem, kernel): best})
+                store_tuned({keys[kernel]: best})
                 forget_plans()
     return found
 
@@ -137,11 +142,11 @@ def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, C
     num_ref_tokens = min(problem.geometry.num_ref_tokens, CHECKED_TOKENS)
     tensors = [_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v)]
     tensors.append(torch.randn_like(tensors[0], memory_format=torch.contiguous_format))
-    options = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
+    options: dict[str, Any] = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
     exact = evaluate_naive(*tensors, **options)
     naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, num_ref_tokens)
-    band = error_band(problem.q.dtype, largest_score(*tensors[:2], problem.scale))
-    checked = Problem.of_pisa(*tensors[:3], num_frames, num_ref_tokens, problem.scale)
+    band = error_band(problem.q.dtype, largest_score(tensors[0], tensors[1], problem.scale))
+    checked = Problem.of_pisa(tensors[0], tensors[1], tensors[2], num_frames, num_ref_tokens, problem.scale)
 
     def is_exact(kernel: str, config: Config) -> bool:
         with _trial(_key(checked, kernel), config):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
+from ..transforms import gradient_memory
 from .backward import pisa_backward_key, pisa_backward_query, pisa_row_statistics
 from .configs import Config
 from .forward import pisa_forward
@@ -160,12 +160,12 @@ def run_backward_key(
     """
     k, v, geometry = problem.k, problem.v, problem.geometry
     plan = plan_backward_key(geometry, own, reference, config)
-    own_gradients = k.new_empty(k.shape), v.new_empty(v.shape)
+    own_gradients = gradient_memory(k), gradient_memory(v)
     if geometry.ref_queries:
         first, count = geometry.num_frames * geometry.num_tokens, geometry.num_ref_tokens
-        ref_gradients = tuple(x.narrow(1, first, count) for x in own_gradients)
+        ref_gradients = own_gradients[0].narrow(1, first, count), own_gradients[1].narrow(1, first, count)
     else:
-        ref_gradients = tuple(x.new_empty(x.shape) for x in (problem.k_ref, problem.v_ref))
+        ref_gradients = gradient_memory(problem.k_ref), gradient_memory(problem.v_ref)
     partials = [k.new_empty(plan.partials, dtype=torch.float32) for _ in ref_gradients]
     *integers, num_reference_programs, num_frames, num_tokens, num_ref_tokens, num_groups = plan.integers
     pisa_backward_key[plan.grid](
@@ -205,9 +205,8 @@ def _stand_in(name: str, geometry: Geometry) -> Any:
 
 def _sum(partials: Tensor, out: Tensor) -> None:
     """Writes `out` `[B or 1, M, H, D]`, contiguous but for the batch, from the groups' shares `[B, G, …]`."""
-    size, batch = out[0].numel(), out.shape[0]
+    batch = out.shape[0]
+    size = out.numel() // batch
     stride = partials.stride(1)
     num_groups = partials.shape[0] * partials.shape[1] // batch
-    sum_groups[(triton.cdiv(size, SUM_BLOCK), batch)](
-        partials, out, num_groups, size, stride, out.stride(0), BLOCK=SUM_BLOCK
-    )
+    sum_groups[(-(-size // SUM_BLOCK), batch)](partials, out, num_groups, size, stride, out.stride(0), BLOCK=SUM_BLOCK)

@@ -7,8 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..namespace import operator_name
-from ..transforms import differentiable, register_batching
+from .._ops import add_op_namespace_prefix
+from ..transforms import differentiable, gradient_memory, register_batching
 from .launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -46,7 +46,7 @@ def triton_unavailable_reason(q: Tensor) -> str | None:
     return None
 
 
-@torch.library.custom_op(operator_name("pisa_forward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_forward"), mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ def _(
     return empty_outputs(q, num_frames, num_ref_tokens, ref_queries=True, save=save)
 
 
-@torch.library.custom_op(operator_name("pisa_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_backward"), mutates_args=())
 def _backward(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, reference_outputs: Tensor, lse: Tensor,
     num_frames: int, num_ref_tokens: int, scale: float, needs_query: bool = True, needs_key: bool = True,
@@ -72,10 +72,10 @@ def _backward(
     out_gradient = out_gradient.contiguous()
     with torch.cuda.device_of(q):
         statistics = run_row_statistics(problem, out, out_gradient, reference_outputs, lse)
-        gradient = run_backward_query(problem, out_gradient, statistics) if needs_query else empty_gradient(q)
+        gradient = run_backward_query(problem, out_gradient, statistics) if needs_query else gradient_memory(q, False)
         if needs_key:
             return gradient, *run_backward_key(problem, out_gradient, statistics)[:2]
-    return gradient, empty_gradient(k), empty_gradient(v)
+    return gradient, gradient_memory(k, False), gradient_memory(v, False)
 
 
 @_backward.register_fake
@@ -83,14 +83,7 @@ def _(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, reference_outputs: Tensor, lse: Tensor,
     num_frames: int, num_ref_tokens: int, scale: float, needs_query: bool = True, needs_key: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    needed = (needs_query, needs_key, needs_key)
-    return tuple(x.new_empty(x.shape) if is_needed else empty_gradient(x)
-                 for x, is_needed in zip((q, k, v), needed, strict=True))  # fmt: skip
-
-
-def empty_gradient(x: Tensor) -> Tensor:
-    """In place of a gradient that nobody needs; it has a batch, which vmap folds."""
-    return x.new_empty((x.shape[0], 0))
+    return gradient_memory(q, needs_query), gradient_memory(k, needs_key), gradient_memory(v, needs_key)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
+from .._ops import add_op_namespace_prefix
 from ..transforms import differentiable, register_batching
 from .torch_kernels import KERNELS, Kernel, choose_kernel
 
@@ -58,16 +58,24 @@ def attend_frames_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of q (two terms: from the frames' own keys, from the reference's), k, v, k_ref and v_ref."""
     dq, dk, dv = attend.backward(grad, q, k, v, out, lse, scale)
+    dq_ref, dk_ref, dv_ref = attend_reference_backward(attend, grad, q, out, lse, k_ref, v_ref, scale, bias)
+    return dq, dq_ref, dk, dv, dk_ref, dv_ref
+
+
+def attend_reference_backward(
+    attend: Kernel, grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The reference's part of `attend_frames_backward`: its term of q's gradient, and those of k_ref and v_ref."""
     if k_ref.shape[2] == 0:
-        return dq, torch.zeros_like(dq), dk, dv, torch.zeros_like(k_ref), torch.zeros_like(v_ref)
+        return torch.zeros_like(q), torch.zeros_like(k_ref), torch.zeros_like(v_ref)
     lse = lse if bias is None else lse - bias.unsqueeze(-1)
-    rows = (one_sequence(x) for x in (grad, q, out, lse))
-    grad_rows, q_rows, out_rows, lse_rows = rows
+    grad_rows, q_rows, out_rows, lse_rows = (one_sequence(x) for x in (grad, q, out, lse))
     dq_rows, dk_ref, dv_ref = attend.backward(grad_rows, q_rows, k_ref, v_ref, out_rows, lse_rows, scale)
-    return dq, per_frame(dq_rows, len(q)), dk, dv, dk_ref, dv_ref
+    return per_frame(dq_rows, len(q)), dk_ref, dv_ref
 
 
-@torch.library.custom_op(operator_name("pisa_partials"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor]:
@@ -99,7 +107,7 @@ def _(
     return empty_outputs(q, num_frames, num_ref_tokens)
 
 
-@torch.library.custom_op(operator_name("pisa_partials_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pisa_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor,
     q: Tensor,

@@ -6,13 +6,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..pisa.api import announce, autocast, choose_backend, validate_layout, validate_tensor
+from ..pisa.api import (
+    announce,
+    autocast,
+    check_scale,
+    check_whole,
+    choose_backend,
+    validate_layout,
+    validate_tensor,
+)
 from ..transforms import refuse_forward_mode
 from .naive import reference_naive
 
 # Published forward rates on an H100, D = 128, long sequences: FlashAttention-3 638 and cuDNN 609-671 TFLOP/s against
 # 389 of Triton's own attention. With one frame nothing is shared, so the library's kernels stand to win.
 LIBRARY_HEAD_DIM, LIBRARY_TOKENS = 128, 8192
+LIBRARY_REASON = "torch's own kernels are faster by published figures for one frame of 8192 tokens or more with D = 128"
 
 
 def reference_attention(
@@ -74,12 +83,15 @@ def reference_attention(
 
 
 def choose_reference_backend(q: Tensor, num_frames: int, backend: str = "auto") -> tuple[str, str]:
-    """The backend that `reference_attention` runs for such a `q`, and why. Raises as `choose_backend`."""
+    """The backend that `reference_attention(q, ..., num_frames=num_frames, backend=backend)` runs, and why.
+
+    Raises ValueError for a backend that does not exist or cannot run.
+    """
     name, reason = choose_backend(q, backend)
     tokens, head_dim = q.shape[1], q.shape[3]
     is_long = num_frames == 1 and head_dim == LIBRARY_HEAD_DIM and tokens >= LIBRARY_TOKENS
     if backend == "auto" and name == "triton" and is_long:
-        name, reason = "sdpa", f"F = 1, D = {head_dim}, {tokens} tokens: torch is faster by published figures"
+        name, reason = "sdpa", LIBRARY_REASON
     return name, reason
 
 
@@ -101,12 +113,16 @@ def _score_bias(q: Tensor, use_reference: Tensor | None, reference_bias: float |
         bias = bias.unsqueeze(-1) if bias.ndim == 1 else bias
         bias = bias.expand(batch, heads)
     else:
+        if reference_bias is not None and not hasattr(reference_bias, "__float__"):
+            raise ValueError(f"reference_bias must be a number or a tensor, got {reference_bias!r}")
         value = 0.0 if reference_bias is None else float(reference_bias)
         if math.isnan(value) or value == math.inf:
             raise ValueError(f"reference_bias must be finite, or -inf to leave the reference out, got {value}")
         bias = torch.full((batch, heads), value, dtype=dtype, device=q.device)
     if use_reference is None:
         return bias
+    if not isinstance(use_reference, Tensor):
+        raise ValueError(f"use_reference must be a bool tensor of shape [{batch}], got {type(use_reference).__name__}")
     if use_reference.dtype != torch.bool or tuple(use_reference.shape) != (batch,):
         raise ValueError(
             f"use_reference must be bool of shape [{batch}], one for each video, got {use_reference.dtype} "
@@ -139,6 +155,8 @@ def _validate(
     for name, x in (("q", q), ("k", k), ("v", v)):
         validate_tensor(name, x, q)
     for name, x in (("k_ref", k_ref), ("v_ref", v_ref)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [B or 1, M, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
         validate_layout(name, x, q, may_be_empty=True)
         if x.shape[2:] != q.shape[2:] or x.shape[0] not in (1, q.shape[0]):
             raise ValueError(
@@ -146,7 +164,7 @@ def _validate(
             )
     if k_ref.shape != v_ref.shape:
         raise ValueError(f"v_ref has shape {tuple(v_ref.shape)}, k_ref has {tuple(k_ref.shape)}: they must be equal")
+    check_whole(num_frames=num_frames)
+    check_scale(scale)
     if num_frames < 1 or q.shape[1] % num_frames:
         raise ValueError(f"num_frames must be at least 1 and divide the {q.shape[1]} tokens of q, got {num_frames}")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")

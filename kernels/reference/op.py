@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
+from .._ops import add_op_namespace_prefix
 from ..pisa.launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
-from ..pisa.op import INTERPRETED, empty_gradient
-from ..transforms import differentiable
+from ..pisa.op import INTERPRETED
+from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -34,7 +34,7 @@ def reference_triton(
     return out if out.dtype == dtype else out.to(dtype)
 
 
-@torch.library.custom_op(operator_name("reference_forward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_forward"), mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     num_frames: int, scale: float, save: bool,
@@ -53,7 +53,7 @@ def _(
     return empty_outputs(q, num_frames, 0, ref_queries=False, save=save)[::2]
 
 
-@torch.library.custom_op(operator_name("reference_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_backward"), mutates_args=())
 def _backward(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, num_frames: int, scale: float, needs_query: bool, needs_own: bool, needs_reference: bool,
@@ -61,7 +61,7 @@ def _backward(
     """The gradients of q, of k and v, of k_ref and v_ref; empty where not needed."""
     problem = _problem(q, k, v, k_ref, v_ref, bias, num_frames, scale)
     out_gradient = out_gradient.contiguous()
-    query, keys = empty_gradient(q), [empty_gradient(x) for x in (k, v, k_ref, v_ref)]
+    query, keys = gradient_memory(q, False), [gradient_memory(x, False) for x in (k, v, k_ref, v_ref)]
     with torch.cuda.device_of(q):
         statistics = run_row_statistics(problem, out, out_gradient, out, lse)
         if needs_query:
@@ -70,7 +70,8 @@ def _backward(
             found = run_backward_key(problem, out_gradient, statistics, own=needs_own, reference=needs_reference)
             needed = (needs_own, needs_own, needs_reference, needs_reference)
             keys = [x if is_needed else empty for x, empty, is_needed in zip(found, keys, needed, strict=True)]
-    return query, *keys
+    k_gradient, v_gradient, k_ref_gradient, v_ref_gradient = keys
+    return query, k_gradient, v_gradient, k_ref_gradient, v_ref_gradient
 
 
 @_backward.register_fake
@@ -78,10 +79,9 @@ def _(
     out_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     out: Tensor, lse: Tensor, num_frames: int, scale: float, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    needed = (needs_query, needs_own, needs_own, needs_reference, needs_reference)
-    tensors = (q, k, v, k_ref, v_ref)
-    return tuple(x.new_empty(x.shape) if is_needed else empty_gradient(x)
-                 for x, is_needed in zip(tensors, needed, strict=True))  # fmt: skip
+    own = gradient_memory(k, needs_own), gradient_memory(v, needs_own)
+    reference = gradient_memory(k_ref, needs_reference), gradient_memory(v_ref, needs_reference)
+    return gradient_memory(q, needs_query), *own, *reference
 
 
 def _problem(

@@ -6,9 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..namespace import operator_name
-from ..pisa.partials import attend_frames, attend_frames_backward, choose, empty_outputs, groups, no_second_derivative
-from ..transforms import differentiable
+from .._ops import add_op_namespace_prefix
+from ..pisa.partials import (
+    attend_frames,
+    attend_reference_backward,
+    choose,
+    empty_outputs,
+    groups,
+    no_second_derivative,
+)
+from ..transforms import differentiable, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -28,7 +35,7 @@ def reference_partials(
     return _attend(q, k, v, k_ref, v_ref, bias, num_frames, scale, kernel)[0]
 
 
-@torch.library.custom_op(operator_name("reference_partials"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials"), mutates_args=())
 def partials_forward(
     q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
     num_frames: int, scale: float, kernel: str,
@@ -38,8 +45,8 @@ def partials_forward(
     out, lse = empty_outputs(q, num_frames, 0)
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
         for group in groups(frames[0], reference[0].shape[2]):
-            *inputs, out_f = (x[group] for x in frames)
-            merged, lse[video, group] = attend_frames(attend, *inputs, *reference, scale, video_bias)
+            q_f, k_f, v_f, out_f = (x[group] for x in frames)
+            merged, lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias)
             out_f.copy_(merged)
     return out, lse
 
@@ -52,57 +59,88 @@ def _(
     return empty_outputs(q, num_frames, 0)
 
 
-@torch.library.custom_op(operator_name("reference_partials_backward"), mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("reference_partials_backward"), mutates_args=())
 def partials_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
-    out: Tensor, lse: Tensor, scale: float, kernel: str,
+    out: Tensor, lse: Tensor, scale: float, kernel: str, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, k_ref and v_ref; those of a shared reference are summed over the batch."""
-    attend = choose(kernel, q, k, v)
-    grads = [x.new_empty(x.shape) for x in (q, k, v)]
-    ref_grads = [torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k_ref, v_ref)]
-    tensors = (grad_out.contiguous(), q, k, v, out, *grads)
-    for video, frames, reference, video_bias in _videos(tensors, (k_ref, v_ref), bias, lse.shape[1]):
-        shared = [x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in ref_grads]
+    """Gradients of q, of k and v, of k_ref and v_ref (summed over the batch that shares them); empty where not needed.
+
+    torch's kernels give an attention's three gradients at once: that of the frames to themselves is left out when none
+    of q, k, v is needed, that to the reference when neither q nor the reference is.
+    """
+    attend, num_frames = choose(kernel, q, k, v), lse.shape[1]
+    needed = (needs_query, needs_own, needs_own, needs_reference, needs_reference)
+    dtypes = (q.dtype, q.dtype, q.dtype, lse.dtype, lse.dtype)
+    grads = [x.new_zeros(x.shape, dtype=dtype) if is_needed else None
+             for x, dtype, is_needed in zip((q, k, v, k_ref, v_ref), dtypes, needed, strict=True)]  # fmt: skip
+    tensors = (grad_out.contiguous(), q, k, v, out)
+    for video, frames, reference, video_bias in _videos(tensors, (k_ref, v_ref), bias, num_frames):
+        own = [None if x is None else _frames(x[video], num_frames) for x in grads[:3]]
+        shared = [None if x is None else _reference(x, video) for x in grads[3:]]
         for group in groups(frames[0], reference[0].shape[2]):
-            *inputs, dq, dk, dv = (x[group] for x in frames)
-            terms = attend_frames_backward(attend, *inputs, lse[video, group], *reference, scale, video_bias)
-            torch.add(terms[0], terms[1], out=dq)
-            dk.copy_(terms[2])
-            dv.copy_(terms[3])
-            for total, term in zip(shared, terms[4:], strict=True):
-                total[:, :, : term.shape[2]] += term
-    return *grads, *(x.to(q.dtype) for x in ref_grads)
+            grad_f, q_f, k_f, v_f, out_f = (x[group] for x in frames)
+            dq, dk, dv = (None if x is None else x[group] for x in own)
+            rows = (out_f, lse[video, group])
+            if needs_query or needs_own:
+                _add((dq, dk, dv), attend.backward(grad_f, q_f, k_f, v_f, *rows, scale))
+            if needs_query or needs_reference:
+                terms = attend_reference_backward(attend, grad_f, q_f, *rows, *reference, scale, video_bias)
+                _add((dq, *shared), terms)
+    dq, dk, dv, dk_ref, dv_ref = (
+        gradient_memory(x, False) if grad is None else grad.to(q.dtype)
+        for x, grad in zip((q, k, v, k_ref, v_ref), grads, strict=True)
+    )
+    return dq, dk, dv, dk_ref, dv_ref
+
+
+def _add(totals: tuple[Tensor | None, ...], terms: tuple[Tensor, ...]) -> None:
+    """Adds the terms of a gradient `[…, …, tokens, D]` in place; a reference that is left out has no tokens."""
+    for total, term in zip(totals, terms, strict=True):
+        if total is not None:
+            total[:, :, : term.shape[2]] += term
 
 
 @partials_backward.register_fake
 def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, bias: Tensor | None,
-    out: Tensor, lse: Tensor, scale: float, kernel: str,
+    out: Tensor, lse: Tensor, scale: float, kernel: str, needs_query: bool, needs_own: bool, needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, k_ref, v_ref))
+    own = gradient_memory(k, needs_own), gradient_memory(v, needs_own)
+    reference = gradient_memory(k_ref, needs_reference), gradient_memory(v_ref, needs_reference)
+    return gradient_memory(q, needs_query), *own, *reference
+
+
+def _frames(x: Tensor, num_frames: int) -> Tensor:
+    """One video's `[F·N, H, D]` as `[F, H, N, D]`."""
+    return x.unflatten(0, (num_frames, -1)).transpose(1, 2)
+
+
+def _reference(x: Tensor, video: int) -> Tensor:
+    """A video's reference `[1, H, M, D]`, its own or the one that all share."""
+    return x[video % len(x)].transpose(0, 1).unsqueeze(0)
 
 
 def _videos(
     tensors: tuple[Tensor, ...], reference: tuple[Tensor, Tensor], bias: Tensor | None, num_frames: int
-) -> Iterator[tuple[int, list[Tensor], list[Tensor], Tensor | None]]:
+) -> Iterator[tuple[int, list[Tensor], tuple[Tensor, Tensor], Tensor | None]]:
     """For each video: its number, frames `[F, H, N, D]`, reference `[1, H, M, D]` and bias `[H]`.
 
     On a CPU a reference that every head leaves out comes without tokens; elsewhere, where looking would stop the
     device, with zeros and the weight zero.
     """
     for video in range(len(tensors[0])):
-        frames = [x[video].unflatten(0, (num_frames, -1)).transpose(1, 2) for x in tensors]
-        shared = [x[video % len(x)].transpose(0, 1).unsqueeze(0) for x in reference]
+        frames = [_frames(x[video], num_frames) for x in tensors]
+        k_ref, v_ref = (_reference(x, video) for x in reference)
         if bias is None:
-            yield video, frames, shared, None
+            yield video, frames, (k_ref, v_ref), None
             continue
         left_out = bias[video] == float("-inf")  # [H]
         if bias.device.type == "cpu" and left_out.all():
-            shared = [x[:, :, :0] for x in shared]
+            k_ref, v_ref = (x[:, :, :0] for x in (k_ref, v_ref))
         elif bias.device.type != "cpu" or left_out.any():
-            shared = [x.masked_fill(left_out[:, None, None], 0) for x in shared]
-        yield video, frames, shared, bias[video]
+            k_ref, v_ref = (x.masked_fill(left_out[:, None, None], 0) for x in (k_ref, v_ref))
+        yield video, frames, (k_ref, v_ref), bias[video]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -116,7 +154,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 9
-    gradients = _attend_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.kernel)
+    query, k, v, k_ref, v_ref = ctx.needs_input_grad[:5]
+    gradients = _attend_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.kernel, query, k or v, k_ref or v_ref)
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 

@@ -15,7 +15,7 @@ from videomaker.errors import InputError
 from .terminal import show_messages
 
 # Typer brings a click of its own in some versions, so that the class cannot be imported by one name.
-_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 class _Commands(TyperGroup):
@@ -42,8 +42,15 @@ class _Commands(TyperGroup):
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return f"{error.strerror}: {_short(error.filename)}" if error.filename else error.strerror
     return shorten(str(error), 400, placeholder=" …")
+
+
+def _short(name: object) -> str:
+    """A path on one line, its end kept."""
+    text = str(name).encode(errors="backslashreplace").decode()
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) < 300 else f"{text[:60]}…{text[-200:]}"
 
 
 app = typer.Typer(

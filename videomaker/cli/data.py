@@ -76,6 +76,8 @@ def data_check(
     from videomaker.data.check import check_manifest, load_tokenizer, write_clean
 
     report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer), sample=sample)
+    if not report.num_clips:
+        raise InputError(f"the manifest {manifest} is empty; write one JSON object per line")
     for where, _, message in report.problems:
         typer.echo(f"{where}: {message}")
     looked = f" of {report.num_looked} looked at, of {report.num_clips}" if sample else ""
@@ -120,8 +122,7 @@ def data_cache(
     from videomaker.data.dataset import DataConfig
     from videomaker.data.encode import load_encoders
 
-    size = {"num_frames": num_frames, "frame_stride": frame_stride, "height": height, "width": width}
-    config = DataConfig(manifest=str(manifest), **size)
+    config = DataConfig(str(manifest), num_frames=num_frames, frame_stride=frame_stride, height=height, width=width)
     count, dropped = build_cache(config, load_encoders(model, vae=vae), out, starts=starts)
     _report(f"{count} clips in {out}", dropped)
 

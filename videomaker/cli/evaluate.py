@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,13 +15,26 @@ from videomaker.errors import InputError
 
 from . import options
 from .app import app
+from .groups import Model, Sampling, with_groups
 from .terminal import console, prepare_model, print_table, quiet_libraries
+
+if TYPE_CHECKING:
+    from videomaker.evaluation.kit import Networks
+    from videomaker.evaluation.protocol import Protocol
+    from videomaker.evaluation.suite import Suite
+    from videomaker.jobs.prepare import Prepared
 
 MEASURES = "Measures"
 evaluate_app = typer.Typer(help="Measure how good videos are: subject, text, motion.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 
 SuiteFolder = Annotated[Path, typer.Argument(help="A folder with suite.yaml: subjects, prompts, seeds.")]
+Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+ShardText = Annotated[str, typer.Option("--shard", help="i/n: the i-th of n equal parts, to be run side by side.")]
+Paper = Annotated[
+    str | None,
+    typer.Option("--paper", help="Quote a table of the paper beside: people, people-unseen or objects."),
+]
 Models = Annotated[
     Path | None,
     typer.Option(
@@ -30,7 +44,6 @@ Models = Annotated[
         rich_help_panel=MEASURES,
     ),
 ]
-Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 ProtocolName = Annotated[
     Literal["paper", "authors"],
     typer.Option("--protocol", help="Where the paper and its authors' code differ.", rich_help_panel=MEASURES),
@@ -42,104 +55,90 @@ FaceName = Annotated[
     Literal["insightface", "dlib"],
     typer.Option("--face", help="dlib brings its weights; never beside ArcFace's numbers.", rich_help_panel=MEASURES),
 ]
-ShardText = Annotated[str, typer.Option("--shard", help="i/n: the i-th of n equal parts, to be run side by side.")]
-Paper = Annotated[
-    str | None,
-    typer.Option("--paper", help="Quote a table of the paper beside: people, people-unseen or objects."),
+OpenS2V = Annotated[
+    bool,
+    typer.Option(
+        "--opens2v/--no-opens2v",
+        help="Also OpenS2V-Eval's measures that need no closed model: aesthetic/ gme/ in --models, and OpenCV.",
+        rich_help_panel=MEASURES,
+    ),
 ]
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What is measured, and by which networks."""
+
+    models: Models = None
+    protocol: ProtocolName = "paper"
+    flow: Flow = "raft"
+    face: FaceName = "insightface"
+    opens2v: OpenS2V = False
+
+
+@dataclass(frozen=True)
+class Highlighting:
+    """How the subjects are found in their pictures."""
+
+    highlight: options.HighlightWord = ""
+    mask: options.SuiteMask = None
+    box: options.Box = None
+
+
 @evaluate_app.command("run", no_args_is_help=True)
+@with_groups
 def run(
     suite: SuiteFolder,
+    *,
     out: Out = Path("outputs/evaluation"),
-    models: Models = None,
-    protocol: ProtocolName = "paper",
-    flow: Flow = "raft",
-    face: FaceName = "insightface",
+    measures: Measures,
     shard: ShardText = "1/1",
     paper: Paper = None,
     plain: Annotated[
         bool, typer.Option(help="Also plain AnimateDiff from the same noise, a video for each prompt and seed.")
     ] = True,
-    highlight: options.HighlightWord = "",
-    mask: options.SuiteMask = None,
-    box: options.Box = None,
-    model: options.Model = None,
-    motion_adapter: options.MotionAdapter = None,
-    weights: options.Weights = None,
-    vae: options.Vae = None,
-    lora: options.Loras = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    attention_backend: options.AttentionBackend = "auto",
-    offload: options.Offload = False,
-    compile: options.Compile = False,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    negative_prompt: options.NegativePrompt = None,
-    negative_preset: options.NegativePreset = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    frames: options.Frames = None,
-    fps: options.Fps = None,
-    fit: options.Fit = None,
+    highlighting: Highlighting,
+    model: Model,
+    sampling: Sampling,
     batch_size: options.BatchSize = 1,
 ) -> None:
     """Generate what is missing of a suite, measure what is missing, and report.
 
     The same command goes on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
-    from videomaker.evaluation.suite import read_suite
-    from videomaker.jobs import negatives, request
+    from videomaker.jobs.request import Recipe
 
-    negative = negatives.negative_prompt(negative_prompt, negative_preset)
-    part, task = parse_shard(shard), read_suite(suite)
+    settings, part = sampling.settings(), parse_shard(shard)
     _check_table(paper)
-    recipe = request.Recipe(
-        request.ModelSpec(
-            model or "default",
-            motion_adapter,
-            weights,
-            dtype,
-            device,
-            attention_backend,
-            offload,
-            compile,
-            vae,
-            tuple(lora or ()),
-        ),
-        request.Settings(steps, guidance, negative, width, height, frames, fps, fit),
-    )
-    prepared = prepare_model(recipe)
-    settings, where = prepared.recipe.settings, prepared.recipe.model.device
-    chosen = protocol_named(protocol)
-    networks = _open(models, chosen, flow, face, where)
-    task = _highlighted(task, out, (settings.height, settings.width), highlight, mask, box, models, where)
+    prepared = prepare_model(Recipe(model.spec(), settings))
+    size, where = _size(prepared), prepared.recipe.model.device
+    protocol = protocol_named(measures.protocol)
+    networks = _open(measures, protocol, where)
+    task = _highlighted(task, out, size, highlighting, measures.models, where)
     with _progress() as progress:
         run_suite(
-            prepared, task, out, networks, chosen, batch_size=batch_size, plain=plain, shard=part, progress=progress
+            prepared, task, out, networks, protocol, batch_size=batch_size, plain=plain, shard=part, progress=progress
         )
     _finish(out, part.count, paper)
 
 
 @evaluate_app.command("measure", no_args_is_help=True)
+@with_groups
 def measure(
     videos: Annotated[Path, typer.Argument(help="VIDEOS/SUBJECT/PROMPT-SEED.mp4, .gif or a folder of PNG frames.")],
     suite: SuiteFolder,
+    *,
     out: Out = Path("outputs/evaluation"),
-    models: Models = None,
-    protocol: ProtocolName = "paper",
-    flow: Flow = "raft",
-    face: FaceName = "insightface",
+    measures: Measures,
     shard: ShardText = "1/1",
     paper: Paper = None,
-    highlight: options.HighlightWord = "",
-    mask: options.SuiteMask = None,
-    box: options.Box = None,
+    highlighting: Highlighting,
     device: options.Device = "auto",
 ) -> None:
     """Measure videos that any method made for a suite, and report.
@@ -147,21 +146,23 @@ def measure(
     Prompts are counted from 0 in the suite's order. The same command goes
     on after an interruption.
     """
+    from videomaker.evaluation.suite import read_suite
+
+    task = read_suite(suite)  # before the libraries load
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import first_size, measure_videos, parse_shard
-    from videomaker.evaluation.suite import read_suite
     from videomaker.jobs.prepare import resolve_model
     from videomaker.jobs.request import ModelSpec
 
-    part, task, chosen = parse_shard(shard), read_suite(suite), protocol_named(protocol)
+    part, protocol = parse_shard(shard), protocol_named(measures.protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
-    networks = _open(models, chosen, flow, face, where)
+    networks = _open(measures, protocol, where)
     size = first_size(videos, task) or (512, 512)
-    task = _highlighted(task, out, size, highlight, mask, box, models, where)
+    task = _highlighted(task, out, size, highlighting, measures.models, where)
     with _progress() as progress:
-        measure_videos(videos, task, out, networks, chosen, shard=part, progress=progress)
+        measure_videos(videos, task, out, networks, protocol, shard=part, progress=progress)
     _finish(out, part.count, paper)
 
 
@@ -183,36 +184,47 @@ def _check_table(paper: str | None) -> None:
         published.table(paper)
 
 
-def _open(models: Path | None, protocol: Any, flow: str, face: str, device: str) -> Any:
-    from videomaker.evaluation.kit import GROUPS, open_networks
+def _open(measures: Measures, protocol: Protocol, device: str) -> Networks:
+    from videomaker.evaluation.kit import ALL_GROUPS, open_networks
+    from videomaker.evaluation.opens2v import TITLES as OPENS2V_TITLES
+    from videomaker.evaluation.opens2v import UNAVAILABLE
     from videomaker.evaluation.protocol import TITLES
 
+    titles = TITLES | OPENS2V_TITLES
     with console().status("Loading the networks that measure"):
-        networks = open_networks(models, protocol, flow=flow, face=face, device=device)
+        networks = open_networks(
+            measures.models,
+            protocol,
+            flow=measures.flow,
+            face=measures.face,
+            device=device,
+            opens2v=measures.opens2v,
+        )
     for group, reason in networks.missing.items():
-        typer.echo(f"not measured: {', '.join(TITLES[name] for name in GROUPS[group])}: {reason}", err=True)
+        typer.echo(f"not measured: {', '.join(titles[name] for name in ALL_GROUPS[group])}: {reason}", err=True)
+    for name, reason in UNAVAILABLE.items() if measures.opens2v else ():
+        typer.echo(f"not measured: {OPENS2V_TITLES[name]}: {reason}", err=True)
     if not networks.present:
         raise InputError("no measure can be taken: give --models FOLDER with clip/, dino/, face/ or raft/ in it")
     return networks
 
 
+def _size(prepared: Prepared) -> tuple[int, int]:
+    """Height and width of the videos."""
+    return prepared.recipe.settings.height, prepared.recipe.settings.width
+
+
 def _highlighted(
-    suite: Any,
-    out: Path,
-    size: tuple[int, int],
-    word: str,
-    mask: Path | None,
-    box: str | None,
-    models: Path | None,
-    device: str,
-) -> Any:
+    suite: Suite, out: Path, size: tuple[int, int], highlighting: Highlighting, models: Path | None, device: str
+) -> Suite:
     from videomaker.data.subject import open_finder, parse_box
     from videomaker.evaluation.run import highlight_suite
 
+    word, masks = highlighting.highlight, highlighting.mask
     finder = open_finder(models, device=device) if word else None
-    corners = None if box is None else parse_box(box)
+    box = None if highlighting.box is None else parse_box(highlighting.box)
     height, width = size
-    return highlight_suite(suite, out, height=height, width=width, word=word, masks=mask, box=corners, finder=finder)
+    return highlight_suite(suite, out, height=height, width=width, word=word, masks=masks, box=box, finder=finder)
 
 
 def _finish(out: Path, shards: int, paper: str | None) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +12,10 @@ from videomaker.errors import InputError
 
 from . import options
 from .app import app
+from .groups import Highlighting, Model, Results, Sampling, with_groups
 from .terminal import prepare_model, video_progress
 
 if TYPE_CHECKING:
-    from videomaker.jobs.prepare import Prepared
     from videomaker.jobs.request import Job, Recipe
 
 
@@ -41,45 +41,23 @@ are there are kept: an interrupted batch goes on when run again.
 
 
 @app.command(no_args_is_help=True, help=_HELP)
+@with_groups
 def generate(
     context: typer.Context,
+    *,
     reference: options.References = None,
     prompt: options.Prompts = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
     ] = None,
-    highlight: options.HighlightWord = "",
-    mask: options.Mask = None,
-    box: options.Box = None,
-    models: options.SubjectModels = None,
+    highlighting: Highlighting,
     combine: options.Combine = "each",
     seed: options.Seeds = "0",
-    model: options.Model = None,
-    motion_adapter: options.MotionAdapter = None,
-    weights: options.Weights = None,
-    vae: options.Vae = None,
-    lora: options.Loras = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    attention_backend: options.AttentionBackend = "auto",
-    offload: options.Offload = False,
-    compile: options.Compile = False,
+    model: Model,
     artifacts: options.Artifacts = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    negative_prompt: options.NegativePrompt = None,
-    negative_preset: options.NegativePreset = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    frames: options.Frames = None,
-    fps: options.Fps = None,
-    fit: options.Fit = None,
-    batch_size: options.BatchSize = 1,
-    file_format: options.FileFormat = None,
-    upscale: options.Upscale = None,
-    contact_sheet: options.ContactSheet = False,
-    overwrite: options.Overwrite = False,
+    sampling: Sampling,
+    results: Results,
     from_json: Annotated[
         Path | None,
         typer.Option(help="Make the video of this JSON again, bit for bit.", rich_help_panel=options.RESULT),
@@ -88,40 +66,23 @@ def generate(
     """Make videos of a subject from its picture and a prompt."""
     if from_json is not None:
         _refuse_other_options(context)
-        moved: dict[str, Any] = {"source": model, "motion_adapter": motion_adapter, "weights": weights, "vae": vae}
-        moved |= {"loras": tuple(lora)} if lora else {}
-        moved = {part: place for part, place in moved.items() if place is not None}
-        return _generate_again(from_json, output, reference or [], moved, overwrite)
-    from videomaker.jobs import negatives, places, request
+        return _generate_again(from_json, output, reference or [], model, results.overwrite)
+    from videomaker.jobs import places, request
 
     output = output or Path("outputs")
-    file_format = request.output_format(output, file_format)
+    file_format = request.output_format(output, results.file_format)
     pictures = request.find_references(reference or [])
     prompts, seeds = request.read_prompts(prompt or []), request.parse_seeds(seed)
     jobs = request.plan_jobs(pictures, prompts, seeds, output=output, file_format=file_format, combine=combine)
-    negative = negatives.negative_prompt(negative_prompt, negative_preset)
-    recipe = request.Recipe(
-        request.ModelSpec(
-            model or "default",
-            motion_adapter,
-            weights,
-            dtype,
-            device,
-            attention_backend,
-            offload,
-            compile,
-            vae,
-            tuple(lora or ()),
-        ),
-        request.Settings(steps, guidance, negative, width, height, frames, fps, fit),
-        request.Output(file_format, upscale),
-    )
-    if artifacts is not None and not compile:
+    written = request.Output(file_format, results.upscale)
+    recipe = request.Recipe(model.spec(), sampling.settings(), written)
+    if artifacts is not None and not model.compile:
         raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
-    sheet = places.sheet_path(output) if contact_sheet else None
-    inputs = [*pictures, *map(Path, prompt or [])]
-    _check(jobs, recipe, sheet, inputs)
-    jobs = _generate_jobs(jobs, recipe, batch_size, overwrite, artifacts, (highlight, mask, box, models))
+    if highlighting.models is not None and not highlighting.highlight:
+        raise InputError(f"--models {highlighting.models} goes with --highlight WORD: add it")
+    sheet = places.sheet_path(output) if results.contact_sheet else None
+    _check(jobs, recipe, sheet, [*pictures, *map(Path, prompt or [])])
+    jobs = _generate_jobs(jobs, recipe, highlighting, results, artifacts)
     if sheet is not None:
         typer.echo(_write_contact_sheet(sheet, jobs))
 
@@ -134,7 +95,8 @@ _WITH_FROM_JSON = {
 
 def _refuse_other_options(context: typer.Context) -> None:
     for name in context.params.keys() - _WITH_FROM_JSON:
-        if context.get_parameter_source(name).name == "COMMANDLINE":
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
             raise InputError(f"--{name.replace('_', '-')} does not go with --from-json, which brings its own")
 
 
@@ -154,39 +116,29 @@ def _check(jobs: list[Job], recipe: Recipe, sheet: Path | None, inputs: list[Pat
 
 
 def _generate_jobs(
-    jobs: list[Job],
-    recipe: Recipe,
-    batch_size: int,
-    overwrite: bool,
-    artifacts: Path | None,
-    subject: tuple[str, Path | None, str | None, Path | None],
+    jobs: list[Job], recipe: Recipe, highlighting: Highlighting, results: Results, artifacts: Path | None
 ) -> list[Job]:
     """Makes the jobs' videos; returns them with the pictures that were used."""
     from videomaker.jobs.finished import all_finished
 
-    if not (overwrite or any(subject)) and all_finished(jobs, recipe):
-        typer.echo(f"{len(jobs)} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
-        for job in jobs:
-            typer.echo(job.path)
+    if not (results.overwrite or any(astuple(highlighting))) and all_finished(jobs, recipe):
+        _tell_finished(jobs, [])
         return jobs
     prepared = prepare_model(recipe)
     from videomaker.jobs.render import make_videos, pending_jobs
-    from videomaker.jobs.subjects import warn_of_backgrounds
+    from videomaker.jobs.subjects import highlight_jobs, warn_of_backgrounds
 
-    word, mask, box, models = subject
-    jobs = _highlighted(prepared, jobs, word, mask, box, models)
-    pending = pending_jobs(prepared, jobs, overwrite=overwrite)
-    if not (word or mask or box):
+    if highlight := highlighting.asked():
+        settings, device = prepared.recipe.settings, prepared.recipe.model.device
+        jobs = highlight_jobs(jobs, highlight, settings, models=highlighting.models, device=device)
+    pending = pending_jobs(prepared, jobs, overwrite=results.overwrite)
+    if not highlight:
         warn_of_backgrounds(path for job in pending for path in job.references)
+    _tell_finished(jobs, pending)
     finished = len(jobs) - len(pending)
-    if finished:
-        typer.echo(f"{finished} of {len(jobs)} videos are there already; --overwrite makes them again", err=True)
-    for job in jobs:
-        if job not in pending:
-            typer.echo(job.path)
     try:
         with video_progress(len(pending), prepared.recipe.settings.steps) as advance:
-            videos = make_videos(prepared, pending, batch_size=batch_size, on_step=advance, artifacts=artifacts)
+            videos = make_videos(prepared, pending, batch_size=results.batch_size, on_step=advance, artifacts=artifacts)
             for job in videos:
                 finished += 1
                 print(job.path, flush=True)  # typer.echo would write into the progress bar
@@ -196,22 +148,17 @@ def _generate_jobs(
     return jobs
 
 
-def _highlighted(
-    prepared: Prepared, jobs: list[Job], word: str, mask: Path | None, box: str | None, models: Path | None
-) -> list[Job]:
-    from videomaker.data.subject import Highlight, parse_box
-    from videomaker.jobs.subjects import highlight_jobs
-
-    highlight = Highlight(word, mask, None if box is None else parse_box(box))
-    recipe = prepared.recipe
-    if highlight:
-        return highlight_jobs(jobs, highlight, recipe.settings, models=models, device=recipe.model.device)
-    return jobs
+def _tell_finished(jobs: list[Job], pending: list[Job]) -> None:
+    """Names the videos that were there before."""
+    finished = [job for job in jobs if job not in pending]
+    if finished:
+        there = f"{len(finished)} of {len(jobs)} videos are there already"
+        typer.echo(f"{there}; --overwrite makes them again", err=True)
+    for job in finished:
+        typer.echo(job.path)
 
 
-def _generate_again(
-    path: Path, output: Path | None, references: list[Path], moved: dict[str, str], overwrite: bool
-) -> None:
+def _generate_again(path: Path, output: Path | None, references: list[Path], model: Model, overwrite: bool) -> None:
     from videomaker.jobs import record, request
 
     old = record.read_record(path)
@@ -221,12 +168,12 @@ def _generate_again(
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: use --overwrite or another --output")
     jobs, _ = record.recorded_batch(old, output, references)
-    recipe = replace(recipe, model=replace(recipe.model, **moved))
+    recipe = replace(recipe, model=model.moved(recipe.model))
     _check(jobs, recipe, None, [reference for job in jobs for reference in job.references])
     prepared = prepare_model(recipe)
     from videomaker.jobs.render import replay
 
-    with video_progress(1, recipe.settings.steps) as advance:
+    with video_progress(1, prepared.recipe.settings.steps) as advance:
         same = replay(prepared, old, output, references=references, on_step=advance)
     typer.echo("the same bytes as the first time" if same else "NOT the same bytes as the first time", err=True)
     typer.echo(output)

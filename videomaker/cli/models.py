@@ -68,6 +68,16 @@ def convert(
     """Turn a published checkpoint into safetensors and report what it covers."""
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: use --overwrite or another name")
+    from videomaker.files import check_file_name, check_writable
+    from videomaker.model_files import check_fetched
+
+    for folder, what in ((source, "checkpoint"), (model, "model")):
+        if folder is not None and not folder.exists():
+            raise InputError(f"{what} {folder} does not exist")
+    if source.is_file():
+        check_fetched(source)
+    check_file_name(output)
+    check_writable(output.parent)
     quiet_libraries()
     from videomaker.weights.convert import convert_checkpoint
 
@@ -89,6 +99,8 @@ def export(
     push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Also upload to the hub, as a private folder.")] = "",
 ) -> None:
     """Turn a training run into weights that `generate` and others load, with a model card."""
+    if not (run / "config.yaml").is_file():  # as `export_run` says, before the libraries load
+        raise InputError(f"{run} is not a run's folder (it has no config.yaml); give the `output` of a training run")
     from videomaker.train.export import export_run
 
     if push:

@@ -31,6 +31,7 @@ def serve(
     devices: serve_options.Devices = None,
     compile: serve_options.Compile = None,
     artifacts: options.Artifacts = None,
+    models: options.SubjectModels = None,
     batch: serve_options.Batch = None,
     renderer: serve_options.Renderer = None,
     worker: Annotated[
@@ -53,6 +54,7 @@ def serve(
         "motion_adapter": motion_adapter, "weights": weights, "dtype": dtype, "devices": devices, "batch": batch,
         "compile": compile, "artifacts": artifacts, "renderer": renderer, "log_format": log_format,
         "engine": None if worker is None else "local" if worker else "external",
+        "highlight_models": models,
     }  # fmt: skip
     resolved = load_config(config, **settings)
     if show_config:
@@ -74,6 +76,9 @@ def submit(
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")] = Path(
         "outputs"
     ),
+    highlight: options.HighlightWord = "",
+    mask: options.Mask = None,
+    box: options.Box = None,
     combine: options.Combine = "each",
     seed: options.Seeds = "0",
     model: options.Model = None,
@@ -115,8 +120,9 @@ def submit(
     fields = {
         "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
         "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
+        "highlight": highlight or None, "box": box,
     }  # fmt: skip
-    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite)
+    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite, mask=mask)
 
 
 keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)

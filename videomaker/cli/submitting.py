@@ -14,13 +14,17 @@ from videomaker.errors import InputError
 from .terminal import console
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from videomaker.jobs.request import Job
     from videomaker.serve.client import Client
 
 AT_ONCE = 8  # videos that are followed at the same time
 
 
-def submit_jobs(client: Client, jobs: list[Job], fields: dict[str, Any], *, overwrite: bool) -> None:
+def submit_jobs(
+    client: Client, jobs: list[Job], fields: dict[str, Any], *, overwrite: bool, mask: Path | None = None
+) -> None:
     """Has every job made whose video is not there, and fetches video and record.
 
     Raises:
@@ -33,7 +37,7 @@ def submit_jobs(client: Client, jobs: list[Job], fields: dict[str, Any], *, over
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     failed: list[str] = []
     with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
-        errand = _Errand(client, fields, progress)
+        errand = _Errand(client, fields, progress, mask)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             futures = [pool.submit(errand.run, job) for job in pending]
             try:
@@ -51,15 +55,16 @@ def submit_jobs(client: Client, jobs: list[Job], fields: dict[str, Any], *, over
 class _Errand:
     """Sends a job, follows it, fetches its files; knows what is on its way."""
 
-    def __init__(self, client: Client, fields: dict[str, Any], progress: Progress):
-        self._client, self._fields, self._progress = client, fields, progress
+    def __init__(self, client: Client, fields: dict[str, Any], progress: Progress, mask: Path | None):
+        self._client, self._fields, self._progress, self._mask = client, fields, progress, mask
         self._on_the_way: set[str] = set()
         self._lock = threading.Lock()
 
     def run(self, job: Job) -> str | None:
         """Why the video failed; None when it is there."""
         task = self._progress.add_task(job.path.name, total=None, state="sending")
-        video = self._client.create(list(job.references), {**self._fields, "prompt": job.prompt, "seed": job.seed})
+        fields = {**self._fields, "prompt": job.prompt, "seed": job.seed}
+        video = self._client.create(list(job.references), fields, self._mask)
         with self._lock:
             self._on_the_way.add(video["id"])
         video = self._client.follow(video["id"], lambda now: self._show(task, now))

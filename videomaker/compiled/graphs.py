@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from videomaker.errors import InputError
 
 from . import artifacts
+from .changes import Taken
 from .processors import prepare_unet
 from .sampler import Approximations
 from .step import decode_pictures, denoising_step
@@ -188,9 +189,7 @@ class CompiledPipeline:
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.eval().to(memory_format=torch.channels_last)
         prepare_unet(pipe.unet)
-        self._weights = pipe.unet.conv_in.weight
-        self._address = self._weights.data_ptr()
-        self._pipe, self._adapters = pipe, adapters_of(pipe)
+        self._pipe, self._taken = pipe, Taken(pipe)
         self._step = StaticGraph("the denoising step", partial(denoising_step, pipe.unet), **options)
         self._decode = StaticGraph("the VAE decoder", partial(decode_pictures, pipe.vae), **options)
         # Every prompt is encoded alone and padded to one length, so the text encoder has one shape.
@@ -199,21 +198,14 @@ class CompiledPipeline:
     @property
     def step(self) -> StaticGraph:
         """`step.denoising_step` with the UNet bound."""
-        self._check_place()
+        self._taken.check(self._pipe)
         return self._step
 
     @property
     def decode(self) -> StaticGraph:
         """`step.decode_pictures` with the VAE bound."""
-        self._check_place()
+        self._taken.check(self._pipe)
         return self._decode
-
-    def _check_place(self) -> None:
-        """Captured graphs hold addresses, and every number that was none of their inputs."""
-        if self._weights.data_ptr() != self._address:
-            raise InputError("the pipeline was moved or cast after compile(); call compile() again")
-        if adapters_of(self._pipe) != self._adapters:
-            raise InputError("a LoRA, an adapter, FreeU or a part changed after compile(): call compile() again")
 
     @contextlib.contextmanager
     def declaring(self) -> Iterator[None]:
@@ -223,36 +215,6 @@ class CompiledPipeline:
             yield
         finally:
             self._step.open = self._decode.open = False
-
-
-def adapters_of(pipe: Compilable) -> tuple:
-    """What of a pipeline's parts changes their numbers without being a weight: modules, scales of LoRAs, FreeU."""
-    found: list[Any] = []
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        for module in part.modules():
-            lora = [(name, tuple(sorted(value.items()))) for name in _LORA_STATE if (value := _mapping(module, name))]
-            flags = tuple(str(module.__dict__[name]) for name in _FLAGS if name in module.__dict__)
-            found.append((id(module), tuple(lora), flags))
-    return tuple(found)
-
-
-_LORA_STATE = ("scaling",)
-_FLAGS = (
-    "s1",
-    "s2",
-    "b1",
-    "b2",
-    "_active_adapter",
-    "_disable_adapters",
-    "merged_adapters",
-    "use_slicing",
-    "use_tiling",
-)
-
-
-def _mapping(module: Any, name: str) -> dict:
-    value = module.__dict__.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def compile_pipeline(

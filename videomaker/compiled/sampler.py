@@ -65,8 +65,9 @@ class StaticSampler:
         self._timesteps, self._reference, self._step_kwargs = timesteps, reference, step_kwargs
         self._reuse_every = reuse_every
         self._linear = _is_linear_ddim(scheduler, step_kwargs)
-        weights = ddim_weights(scheduler, timesteps) if self._linear else torch.tensor([[0.0, 1.0]] * len(timesteps))
-        self._weights = weights.to(reference.device)
+        self._prediction = torch.tensor([0.0, 1.0], device=reference.device)
+        if self._linear:
+            self._weights = ddim_weights(scheduler, timesteps).to(reference.device)
         self._text: torch.Tensor | None = None
         self._states: TextStates | None = None
         self._inner: torch.Tensor | None = None
@@ -75,22 +76,39 @@ class StaticSampler:
         self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
         """Latents `[B, C, F, h, w]` after step `index`, for text and guidance as in `denoising.guided_noise`."""
+        if self._weights is not None:
+            return self._advance(index, latents, self._weights[index], text, guidance)
+        output = self.predict(index, latents, text, guidance)
+        return self._scheduler.step(output, self._timesteps[index], latents, **self._step_kwargs).prev_sample
+
+    def predict(
+        self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The guided prediction of step `index`; the scheduler's update is left to the caller."""
+        scaled = self._scheduler.scale_model_input(latents, self._timesteps[index])
+        return self._advance(index, scaled, self._prediction, text, guidance)
+
+    def _advance(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        weights: torch.Tensor,
+        text: torch.Tensor,
+        guidance: torch.Tensor | None,
+    ) -> torch.Tensor:
         if text is not self._text:
             self._text, self._states, self._inner = text, project_text(self._unet, text), None
-        t = self._timesteps[index]
         output, self._inner = self._run(
-            latents if self._linear else self._scheduler.scale_model_input(latents, t),
+            latents,
             self._reference,
-            t.float().reshape(1).to(latents.device),
-            self._weights[index],
+            self._timesteps[index].float().reshape(1).to(latents.device),
+            weights,
             guidance,
             self._states,
             self._inner if index % self._reuse_every else None,
             self._reuse_every > 1,
         )
-        if self._linear:
-            return output
-        return self._scheduler.step(output, t, latents, **self._step_kwargs).prev_sample
+        return output
 
 
 def _is_linear_ddim(scheduler: SchedulerMixin, step_kwargs: dict[str, Any]) -> bool:

@@ -30,6 +30,7 @@ from .check import map_files
 from .dataset import DataConfig, decode_window
 from .encode import Encoders, encode_latents, tokenize
 from .manifest import Clip, read_manifest
+from .remote import local_manifest
 from .shards import clip_file
 from .video import ClipError, open_video
 
@@ -76,6 +77,7 @@ def cache_settings(
     sizes = {name: getattr(config, name) for name in ("num_frames", "frame_stride", "height", "width")}
     return {
         **sizes,
+        **({"fps": config.fps} if config.fps else {}),  # older caches do not know it
         "starts": starts,
         "vae": fingerprint(vae),
         "scaling_factor": vae.config.scaling_factor,
@@ -112,8 +114,8 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
     """
     models = {"vae": encoders.vae, "text_encoder": encoders.text_encoder, "tokenizer": encoders.tokenizer}
     settings = cache_settings(config, **models, starts=starts)
-    root = Path(config.manifest).parent
-    clips = read_manifest(config.manifest)
+    manifest = only_manifest(config)
+    root, clips = manifest.parent, read_manifest(manifest)
     entries = {}
     for clip in tqdm(clips, desc="encoding clips", unit="clip", disable=None):
         entry = {"stamp": _stamp(clip, root), "captions": _hash_captions(clip)}
@@ -142,20 +144,32 @@ def open_cache(
     Raises:
         InputError: there is none, it is unfinished, or it is stale: other settings, weights, videos or captions.
     """
-    folder = Path(config.cache)
-    remedy = f"make it with `videomaker data cache {config.manifest} --model MODEL --out {folder}`, or set data.cache="
+    folder, manifest = Path(config.cache), only_manifest(config)
+    remedy = f"make it with `videomaker data cache {manifest} --model MODEL --out {folder}`, or set data.cache="
     try:
         index = json.loads((folder / INDEX).read_text())
         then, entries = index["settings"], index["entries"]
     except (OSError, ValueError, KeyError):
         raise InputError(f"{folder} holds no finished cache; {remedy}") from None
     now = cache_settings(config, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, starts=then.get("starts", 1))
-    changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
+    names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    changed = [f"{name} was {then.get(name, 'not set')}, is {now.get(name, 'not set')}" for name in names]
     if changed:
         raise InputError(f"the cache {folder} is stale: {'; '.join(changed)}; {remedy}")
-    clips = read_manifest(config.manifest, split=config.split)
-    _check_entries(clips, Path(config.manifest).parent, LatentCache(folder, entries), now, remedy)
+    clips = read_manifest(manifest, split=config.split)
+    _check_entries(clips, manifest.parent, LatentCache(folder, entries), now, remedy)
     return LatentCache(folder, entries)
+
+
+def only_manifest(config: DataConfig) -> Path:
+    """The manifest of a cache, on this machine.
+
+    Raises:
+        InputError: there are several, or several sizes.
+    """
+    if len(config.manifests) != 1 or config.buckets:
+        raise InputError("a cache holds one manifest in one size: give one data.manifest and no data.buckets")
+    return local_manifest(config.manifests[0], config.downloads)
 
 
 def _check_entries(

@@ -66,7 +66,8 @@ def geometry_of(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Geometry
     if not 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT:
         aspect = Fraction(1)
     # The longer side of the pixel is kept, so that nothing is thrown away.
-    square = (round(stored[0] * max(aspect, 1)), round(stored[1] / min(aspect, 1)))
+    one = Fraction(1)
+    square = (round(stored[0] * max(aspect, one)), round(stored[1] / min(aspect, one)))
     return Geometry(stored, square, _turn(frame))
 
 

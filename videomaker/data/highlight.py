@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from videomaker.errors import InputError
 from videomaker.files import atomic_directory
+from videomaker.model_files import load_whole
 
 from .check import describe_counts
 from .dataset import spread_frames
 from .manifest import Clip, Reference, read_manifest, write_manifest
-from .shards import claim, clip_file, load_image
+from .shards import claim, clip_file, reference_picture
 from .video import ClipError, open_video
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -217,7 +218,7 @@ def _pictures(clip: Clip, root: Path) -> Iterator[tuple[Reference, Image.Image]]
     """The clip's references, or four frames spread over it, with their pictures."""
     with open_video(clip_file(root, clip, clip.video)) as video:
         for ref in clip.refs or spread_frames(video.num_frames):
-            yield ref, load_image(root, clip, ref.image) if ref.image else video.read([ref.frame])[0]
+            yield ref, reference_picture(root, clip, ref, video)
 
 
 def _read_result(folder: Path, clip: Clip, text: str) -> dict[str, Any] | None:
@@ -249,5 +250,4 @@ def _load(model_class: Any, folder: Path, device: str) -> tuple[Any, torch.nn.Mo
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a model's local folder in the transformers format")
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    return processor, model_class.from_pretrained(folder, local_files_only=True).to(device).eval()
+    return load_whole(AutoProcessor, folder, backend="pil"), load_whole(model_class, folder).to(device).eval()

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image
 from .errors import ClipError, unexpected
 from .manifest import Clip, Reference
 from .reference import crop_to_box, mask_on_white
-from .shards import clip_file, load_image, load_mask
+from .remote import is_there
+from .shards import clip_file, load_mask, reference_picture
 from .video import Video, open_video
 
 
@@ -17,7 +18,8 @@ def find_problem(clip: Clip, root: Path) -> ClipError | None:
     """What makes a clip unusable as far as headers tell. Clips of shards were checked when those were written."""
     try:
         if clip.shard:
-            _require_file(root / clip.shard)
+            if not is_there(root / clip.shard):
+                raise ClipError("missing", str(root / clip.shard))
             return None
         with open_video(root / clip.video) as video:
             num_frames = video.count()
@@ -59,7 +61,7 @@ def inspect_clip(clip: Clip, root: Path) -> bool:
 
 
 def _inspect_reference(ref: Reference, clip: Clip, root: Path, video: Video) -> None:
-    image = load_image(root, clip, ref.image) if ref.image else video.read([ref.frame or 0])[0]
+    image = reference_picture(root, clip, ref, video)
     if ref.mask:
         mask = load_mask(root, clip, ref.mask)
         if mask.size == image.size and not mask.getextrema()[1]:

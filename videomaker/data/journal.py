@@ -94,11 +94,12 @@ class Journal:
             verdict = Verdict(clip.id, stamp, variable_rate=inspect(clip, self.root))
         except ClipError as error:
             verdict = Verdict(clip.id, stamp, error.reason, error.detail)
-        if self._file is not None:
-            self._write(asdict(verdict))
+        self._write(asdict(verdict))
         return verdict
 
     def _write(self, line: dict) -> None:
+        if self._file is None:
+            return
         with self._lock:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

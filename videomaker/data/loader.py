@@ -1,7 +1,7 @@
 """Batches in an order that a killed run takes up again where it stopped.
 
 The order of an epoch is drawn from (seed, epoch), so neither the number of workers nor the number of ranks changes it,
-and the position in the stream is one number.
+and the place in the stream is two numbers.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
@@ -20,7 +19,9 @@ from videomaker.errors import InputError
 
 from .check import describe_counts
 from .dataset import MAX_ATTEMPTS, ClipDataset
-from .manifest import Clip
+from .order import Key, Order, epoch_order
+
+__all__ = ["ClipLoader", "build_loader", "epoch_order"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +29,43 @@ logger = logging.getLogger(__name__)
 class ClipLoader:
     """An endless stream of batches for one rank, with a state.
 
-    Sample `n` of the stream that all ranks share is clip `order(epoch)[n % num_clips]` of epoch `n // num_clips`. A
-    step takes the next `world_size · batch_size` samples, so the same steps follow on any number of ranks with the
-    same global batch size.
+    A step takes the next `world_size · batch_size` samples of the stream that all ranks share (see `order.Order`), so
+    the same steps follow on any number of ranks with the same global batch size.
+
+    Args:
+        dataset: the samples.
+        batch_size: samples of a batch of this rank.
+        rank, world_size: of this process, and how many there are.
+        num_workers: processes that read ahead.
+        group: samples of one optimizer step over all ranks, which come from one bucket; 0: of one batch.
     """
 
     def __init__(
-        self, dataset: ClipDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+        self,
+        dataset: ClipDataset,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        group: int = 0,
     ):
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
         self.rank, self.world_size = rank, world_size
+        self.order: Order = dataset.order(group or batch_size * world_size)
         self.skipped: collections.Counter[str] = collections.Counter()
-        self._consumed = 0  # samples handed out on all ranks
+        self._place = (0, 0)  # epoch and position in it of the next sample, for all ranks
         self._reported: set[str] = set()
 
     @property
     def epoch(self) -> int:
         """How many times every clip has been handed out."""
-        return self._consumed // len(self.dataset)
+        return self._place[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = DataLoader(
             self.dataset,
-            batch_sampler=_keys(self.dataset, self._consumed, self.batch_size, self.rank, self.world_size),
+            batch_sampler=_keys(self.order, self._place, self.batch_size, self.rank, self.world_size),
             collate_fn=_collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -59,14 +74,14 @@ class ClipLoader:
             self._count_skipped(batch.pop("skipped"))
             if "ids" not in batch:
                 raise InputError(f"{MAX_ATTEMPTS} clips in a row cannot be read; run `videomaker data check MANIFEST`")
-            self._consumed += self.batch_size * self.world_size
+            self._place = self.order.advance(*self._place, self.batch_size * self.world_size)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out; JSON-able and the same on every rank."""
         return {
-            "epoch": self.epoch,
-            "position": self._consumed % len(self.dataset),
+            "epoch": self._place[0],
+            "position": self._place[1],
             "seed": self.dataset.seed,
             "num_clips": len(self.dataset),
             "fingerprint": self.dataset.fingerprint,
@@ -88,7 +103,9 @@ class ClipLoader:
             raise InputError(
                 f"the checkpoint's data has seed {state['seed']}, not {now['seed']}; set seed={state['seed']}"
             )
-        self._consumed = state["epoch"] * state["num_clips"] + state["position"]
+        # Another batch size with buckets, or other shares, may make an epoch shorter than it was.
+        position = state["position"] - state["position"] % (self.order.group if self.dataset.config.buckets else 1)
+        self._place = self.order.advance(state["epoch"], position, 0)
 
     def _count_skipped(self, skipped: list[tuple[str, str, str]]) -> None:
         for clip_id, reason, message in skipped:
@@ -100,38 +117,29 @@ class ClipLoader:
 
 
 def build_loader(
-    dataset: ClipDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    dataset: ClipDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    group: int = 0,
 ) -> ClipLoader:
-    """The loader of one rank; see `ClipLoader`."""
-    return ClipLoader(dataset, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers)
+    """The loader of one rank; see `ClipLoader`.
 
-
-def epoch_order(clips: Sequence[Clip], *, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of the clips' indices.
-
-    Clips of a shard stay together, shards and the clips within each in random order, so that shards are read one
-    after the other.
+    Raises:
+        InputError: no bucket has clips for one step.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(clips))
-    _, shard = np.unique([clip.shard or "" for clip in clips], return_inverse=True)
-    shard_position = rng.permutation(shard.max() + 1)[shard]
-    return order[np.argsort(shard_position[order], kind="stable")]
+    where = {"rank": rank, "world_size": world_size}
+    return ClipLoader(dataset, batch_size=batch_size, num_workers=num_workers, group=group, **where)
 
 
-def _keys(
-    dataset: ClipDataset, start: int, batch_size: int, rank: int, world_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Endless batches of (epoch, index) for one rank, from sample `start` of the shared stream."""
-    epoch, order = -1, np.empty(0, int)
-    for first in itertools.count(start + rank * batch_size, world_size * batch_size):
-        batch = []
-        for sample in range(first, first + batch_size):
-            if sample // len(dataset) != epoch:
-                epoch = sample // len(dataset)
-                order = epoch_order(dataset.clips, seed=dataset.seed, epoch=epoch)
-            batch.append((epoch, int(order[sample % len(dataset)])))
-        yield batch
+def _keys(order: Order, place: tuple[int, int], batch_size: int, rank: int, world_size: int) -> Iterator[list[Key]]:
+    """Endless batches of keys for one rank, from a place in the shared stream."""
+    stream = order.stream(*place)
+    while True:
+        step = list(itertools.islice(stream, world_size * batch_size))
+        yield step[rank * batch_size :][:batch_size]
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
 class Reference(BaseModel):
@@ -85,6 +85,8 @@ def parse_manifest(path: str | os.PathLike) -> Iterator[tuple[int, Clip | str]]:
         InputError: `path` is not a readable text file.
     """
     seen: dict[str, int] = {}
+    if Path(path).exists() and not Path(path).is_file():  # a pipe or a device would be read without end
+        raise InputError(f"{path} is not a regular file: give a manifest (JSON Lines, UTF-8)")
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):

@@ -19,9 +19,10 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
-from .manifest import Clip, read_manifest, write_manifest
+from .manifest import Clip, Reference, read_manifest, write_manifest
 from .reference import read_mask
-from .video import ClipError, probe
+from .remote import ensure_local
+from .video import ClipError, Video, probe
 
 
 def clip_file(root: Path, clip: Clip, name: str) -> Path | io.BytesIO:
@@ -48,6 +49,15 @@ def load_image(root: Path, clip: Clip, name: str) -> Image.Image:
         raise ClipError("bad reference", str(error)) from error
 
 
+def reference_picture(root: Path, clip: Clip, ref: Reference, video: Video) -> Image.Image:
+    """The picture that a reference names: a file, or a frame of its clip.
+
+    Raises:
+        ClipError: it is missing or cannot be read.
+    """
+    return load_image(root, clip, ref.image) if ref.image else video.read([ref.frame or 0])[0]
+
+
 def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:
     """A mask of a clip, by its labels: see `read_mask`.
 
@@ -63,6 +73,7 @@ def load_mask(root: Path, clip: Clip, name: str) -> Image.Image:
 
 def read_member(shard: Path, name: str) -> bytes:
     """The bytes of a shard's member, found by its offset. Raises `ClipError` when it is missing or cut off."""
+    ensure_local(shard)
     try:
         offset, size = _members(shard)[name]
         with shard.open("rb") as file:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ class Highlight:
     """
 
     word: str = ""
-    mask: Path | None = None
+    mask: Path | BinaryIO | None = None
     box: Box | None = None
 
     def __bool__(self) -> bool:
@@ -111,9 +112,11 @@ def highlight_picture(
     box = highlight.box
     if mask is None and box is None:
         mask, box = _find(image, highlight.word, finder)
-    if mask is not None and mask.getbbox() is None:
+    found = None if mask is None else mask.getbbox()
+    if mask is not None and found is None:
         raise InputError(f"mask {highlight.mask or highlight.word} is empty: nothing of the picture would be left")
-    box = box or mask.getbbox()
+    box = box or found
+    assert box is not None  # a box, or a mask that is not empty
     try:
         return compose_reference(image, height=height, width=width, mask=mask, box=box), box
     except ValueError as error:
@@ -151,8 +154,8 @@ def write_highlighted(
         "source": str(source.resolve()),
         "source_sha256": sha256_of_file(source),
         "word": highlight.word or None,
-        "mask": highlight.mask and str(highlight.mask.resolve()),
-        "mask_sha256": highlight.mask and sha256_of_file(highlight.mask),
+        "mask": str(highlight.mask.resolve()) if isinstance(highlight.mask, Path) else None,
+        "mask_sha256": sha256_of_file(highlight.mask) if isinstance(highlight.mask, Path) else None,
         "box": list(box),
     }
     with atomic_path(path.with_suffix(".json")) as temporary:

@@ -108,8 +108,12 @@ class Video:
     @property
     def variable_rate(self) -> bool:
         """Whether frames are shown for different times, so that only timestamps tell where a moment is."""
-        steps = np.diff(self.timestamps or [])
-        return bool(len(steps) and steps.max() > _VARIABLE * max(np.median(steps), 1))
+        times = np.asarray(self.timestamps or [])
+        if len(times) < 2:
+            return False
+        steps, even = np.diff(times), np.linspace(times[0], times[-1], len(times))
+        gap = steps.max() > _VARIABLE * max(np.median(steps), 1)
+        return bool(gap or np.abs(times - even).max() > max(steps.mean(), 1))  # quick in one part, slow in another
 
     def info(self) -> VideoInfo:
         """What the manifest records; the first frame is decoded, since only frames say how they are shown."""
@@ -144,7 +148,18 @@ class Video:
             return geometry_of(frame, self._stream.sample_aspect_ratio)
         raise ClipError("no frames")
 
-    def window(self, position: float, *, num_frames: int, stride: int) -> list[int]:
+    @property
+    def rate(self) -> float:
+        """Frames a second, on average; of a variable rate by the timestamps."""
+        times = self.timestamps
+        if self.variable_rate and times and self._stream.time_base:
+            return float((len(times) - 1) / ((times[-1] - times[0]) * self._stream.time_base))
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        if not rate:
+            raise ClipError("broken", "no frame rate")
+        return float(rate)
+
+    def window(self, position: float, *, num_frames: int, stride: float) -> list[int]:
         """The indices of `num_frames` frames, `stride` apart.
 
         With a variable frame rate a stride is the time of so many average frames, and a frame that is shown longer
@@ -153,17 +168,18 @@ class Video:
         Args:
             position: where the window starts, as a fraction in [0, 1) of the possible starts.
             num_frames: of the window.
-            stride: frames from one to the next.
+            stride: frames from one to the next; with a fraction the nearest frames are taken.
 
         Raises:
             ClipError: the video is too short.
         """
-        span = stride * (num_frames - 1) + 1
+        steps = [round(k * stride) for k in range(num_frames)]
+        span = steps[-1] + 1
         num_starts = self.num_frames - span + 1
         if num_starts < 1:
             raise ClipError("too short", f"{self.num_frames} frames, {span} needed")
         start = int(position * num_starts)
-        indices = list(range(start, start + span, stride))
+        indices = [start + step for step in steps]
         if not self.variable_rate:
             return indices
         times = np.asarray(self.timestamps)
@@ -251,8 +267,8 @@ _REWRITE = "rewrite it with `ffmpeg -i IN OUT.mp4`"
 def _open(source: VideoSource) -> av.container.InputContainer:
     if isinstance(source, io.BytesIO):
         source.seek(0)
-        return av.open(source, options=_FORMAT_OPTIONS, metadata_errors="replace")
-    return av.open(local_url(source), options=_FORMAT_OPTIONS, metadata_errors="replace")
+        return av.open(source, "r", options=_FORMAT_OPTIONS, metadata_errors="replace")
+    return av.open(local_url(source), "r", options=_FORMAT_OPTIONS, metadata_errors="replace")
 
 
 @contextmanager

@@ -71,6 +71,21 @@ def widened_tail(tail: float, count: int) -> float:
     return normal.cdf(-math.sqrt(count / freedom) * student)
 
 
+def wilson(hits: int, count: int, *, level: float = LEVEL) -> Estimate:
+    """A rate of independent trials with E. B. Wilson's score interval, which holds for few of them and near 0 and 1.
+
+    Raises:
+        ValueError: there is no trial, or there are more hits than trials.
+    """
+    if not 0 <= hits <= count or count == 0:
+        raise ValueError(f"{hits} of {count} is no rate")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    rate, spread = hits / count, z * z / count
+    middle = (rate + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / count + spread / (4 * count))
+    return Estimate(rate, max(0.0, middle - half), min(1.0, middle + half), count)
+
+
 def paired_difference(
     ours: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], **options: Any
 ) -> Estimate | None:

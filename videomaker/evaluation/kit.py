@@ -12,16 +12,21 @@ from videomaker.errors import InputError
 from .faces import Dlib, InsightFace
 from .flow import Dis, Raft
 from .networks import Clip, Dino, MissingNetwork
+from .opens2v import OPENS2V_GROUPS, Aesthetic, Farneback, Gme
 from .protocol import Protocol
 
 # What each network measures; its folder below the folder of models has the key's name, flow's is "raft".
 GROUPS = {"clip": ("clip_t", "clip_i", "t_cons"), "dino": ("dino_i",), "face": ("face",), "flow": ("dd",)}
-GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+ALL_GROUPS = GROUPS | OPENS2V_GROUPS
+GROUP_OF = {name: group for group, names in ALL_GROUPS.items() for name in names}
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks at hand, by the keys of `GROUPS`, and for the others one line on what to put where."""
+    """The networks at hand, by the keys of `ALL_GROUPS`, and for the others one line on what to put where.
+
+    Groups that nobody asked for are in neither.
+    """
 
     present: dict[str, Any]
     missing: dict[str, str]
@@ -32,7 +37,13 @@ class Networks:
 
 
 def open_networks(
-    models: Path | None, protocol: Protocol, *, flow: str = "raft", face: str = "insightface", device: str = "cpu"
+    models: Path | None,
+    protocol: Protocol,
+    *,
+    flow: str = "raft",
+    face: str = "insightface",
+    device: str = "cpu",
+    opens2v: bool = False,
 ) -> Networks:
     """Loads what the folder of models holds: `clip/`, `dino/`, `face/`, `raft/`.
 
@@ -42,6 +53,7 @@ def open_networks(
         flow: `"raft"`, or `"dis"` of OpenCV, which needs no folder.
         face: `"insightface"`, or `"dlib"`, which brings its own weights.
         device: of torch.
+        opens2v: also OpenS2V-Eval's, `aesthetic/` and `gme/`.
 
     Raises:
         InputError: a folder is there and cannot be used, or `models` is not a folder.
@@ -54,7 +66,17 @@ def open_networks(
         "face": ("face", InsightFace.HINT, lambda folder: InsightFace(folder, device, protocol.face_channels)),
         "flow": ("raft", Raft.HINT, lambda folder: Raft.from_folder(folder, device)),
     }
-    without_folder = {"face": Dlib if face == "dlib" else None, "flow": Dis if flow == "dis" else None}
+    without_folder: dict[str, Callable[[], Any] | None] = {
+        "face": Dlib if face == "dlib" else None,
+        "flow": Dis if flow == "dis" else None,
+    }
+    if opens2v:
+        loaders |= {
+            "aesthetic": ("aesthetic", Aesthetic.HINT, lambda folder: Aesthetic(folder, device)),
+            "farneback": ("", "", lambda folder: Farneback()),
+            "gme": ("gme", Gme.HINT, lambda folder: Gme(folder, device)),
+        }
+        without_folder["farneback"] = Farneback
     present, missing = {}, {}
     for group, (name, hint, load) in loaders.items():
         try:

@@ -18,8 +18,9 @@ from videomaker.jobs.record import file_digest
 from . import metrics
 from .faces import Face, FaceNetwork, largest_face
 from .flow import Dis, Raft
-from .kit import GROUPS, Networks
+from .kit import ALL_GROUPS, Networks
 from .networks import Clip, Dino, MissingNetwork
+from .opens2v import OPENS2V_GROUPS, VideoNetwork
 from .protocol import Protocol
 from .suite import Item, Subject
 from .videos import read_video, through_gif, video_rate
@@ -96,7 +97,7 @@ class Measurer:
         }
         old = read_measures(out)
         old = old if old and old["made_from"] == made_from else None
-        if old and all(self._kept(old, group) for group in GROUPS):
+        if old and all(self._kept(old, group) for group in ALL_GROUPS):
             return old
         frames = read_video(video)
         result: dict[str, Any] = {
@@ -113,14 +114,13 @@ class Measurer:
             "other_subject": {},
         }
         measuring = _Measuring(self, frames, made_from["fps"], self.references[item.subject.name], other)
-        for group in GROUPS:
+        for group, names in ALL_GROUPS.items():
             if old and self._kept(old, group):
                 _take(result, old, group)
             elif group in self.networks.present:
                 measuring.run(group, item.prompt.text, result)
-            else:
-                for name in GROUPS[group]:
-                    result["metrics"][name] = _without(self.networks.missing[group])
+            elif group in self.networks.missing:
+                result["metrics"] |= {name: _without(self.networks.missing[group]) for name in names}
         with atomic_path(out) as temporary:
             temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return result
@@ -128,10 +128,10 @@ class Measurer:
     def _kept(self, old: dict[str, Any], group: str) -> bool:
         """Whether an earlier measurement stands: by the same network, or by one that is not at hand any more."""
         if group in self.networks.missing:
-            return (
-                group in old["networks"]
-                or old["metrics"][GROUPS[group][0]].get("reason") == (self.networks.missing[group])
-            )
+            before = old["metrics"].get(ALL_GROUPS[group][0], {})
+            return group in old["networks"] or before.get("reason") == self.networks.missing[group]
+        if group not in self.networks.present:  # not asked for now
+            return True
         return old["networks"].get(group) == self.networks.digest(group)
 
     def _other(self, subject: Subject) -> ReferencePicture | None:
@@ -162,10 +162,12 @@ class _Measuring:
                 self._dino(network, result)
             elif group == "face":
                 self._face(network, result)
+            elif group in OPENS2V_GROUPS:
+                self._opens2v(network, OPENS2V_GROUPS[group], prompt, result)
             else:
                 self._flow(network, result)
         except MissingNetwork as error:  # the network is there and cannot take these frames
-            result["metrics"] |= {name: _without(str(error)) for name in GROUPS[group]}
+            result["metrics"] |= {name: _without(str(error)) for name in ALL_GROUPS[group]}
 
     def _pictures(self) -> list[Image.Image]:
         return [Image.fromarray(frame) for frame in self.frames]
@@ -206,6 +208,10 @@ class _Measuring:
         if self.other and self.other.face:
             value = _face_values(faces, self.other.face)["value"]
             result["other_subject"] |= {} if value is None else {"face": value}
+
+    def _opens2v(self, network: VideoNetwork, names: tuple[str, ...], prompt: str, result: dict[str, Any]) -> None:
+        scored = network.score(self.frames, prompt)
+        result["metrics"] |= {name: {"value": scored.value, "frames": scored.frames} for name in names}
 
     def _flow(self, network: Raft | Dis, result: dict[str, Any]) -> None:
         protocol = self.measurer.protocol
@@ -249,7 +255,7 @@ def _take(result: dict[str, Any], old: dict[str, Any], group: str) -> None:
     if group in old["networks"]:
         result["networks"][group] = old["networks"][group]
     for part in ("metrics", "still", "other_subject"):
-        result[part] |= {name: old[part][name] for name in GROUPS[group] if name in old[part]}
+        result[part] |= {name: old[part][name] for name in ALL_GROUPS[group] if name in old[part]}
 
 
 def measures_path(out: Path, item: Item) -> Path:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from videomaker.errors import InputError
 from videomaker.files import sha256
+from videomaker.model_files import load_whole
 
 _WEIGHTS = (".safetensors", ".bin", ".onnx", ".pth", ".pt", ".dat")
 _BATCH = 64  # pictures at once
@@ -38,9 +38,9 @@ class Clip:
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
         self.digest = folder_digest(folder)
-        self.processor = _load(CLIPImageProcessorPil, folder)
-        self.tokenizer = _load(CLIPTokenizer, folder)
-        self.model = _load(CLIPModel, folder).to(device).eval()
+        self.processor = load_whole(CLIPImageProcessorPil, folder)
+        self.tokenizer = load_whole(CLIPTokenizer, folder)
+        self.model = load_whole(CLIPModel, folder).to(device).eval()
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -70,8 +70,8 @@ class Dino:
         from transformers import ViTImageProcessorPil, ViTModel
 
         self.digest = folder_digest(folder)
-        self.processor = _load(ViTImageProcessorPil, folder)
-        self.model = _load(ViTModel, folder, add_pooling_layer=False).to(device).eval()
+        self.processor = load_whole(ViTImageProcessorPil, folder)
+        self.model = load_whole(ViTModel, folder, add_pooling_layer=False).to(device).eval()
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -90,11 +90,3 @@ def _in_batches(embed: Any, processor: Any, images: Sequence[Image.Image], devic
         pixels = processor(images=list(images[start : start + _BATCH]), return_tensors="pt")["pixel_values"]
         parts.append(embed(pixels.to(device)).float().cpu().numpy())
     return np.concatenate(parts)
-
-
-def _load(kind: Any, folder: Path, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # missing, damaged or another model's: each loader complains in its own way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error

@@ -62,14 +62,14 @@ def write_plot(path: Path, report: dict[str, Any], metric: str) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _draw_points(axes, report, metric)
     axes.set_xlabel(f"{TITLES['clip_t']} (text)")
     axes.set_ylabel(f"{TITLES[metric]} (subject)")
-    axes.margins(x=0.25)  # room for the names
-    axes.legend(fontsize=8)
+    axes.margins(0.1)
+    figure.legend(loc="outside right upper", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
     return True
@@ -90,8 +90,14 @@ def _draw_points(axes: Any, report: dict[str, Any], metric: str) -> None:
     for name, marker in (("still", "s"), ("other_subject", "v"), ("plain", "x")):
         if name in report["rows"] and (point := both(report["rows"][name])):
             axes.scatter(*point, marker=marker, color="tab:grey", label=name.replace("_", " "))
-    for row in (report["published"] or {"rows": []})["rows"]:
-        values = row["metrics"]
-        if "clip_t" in values and metric in values:
-            axes.scatter(values["clip_t"], values[metric], marker="D", facecolors="none", edgecolors="tab:red")
-            axes.annotate(f"{row['method']} (quoted)", (values["clip_t"], values[metric]), fontsize=7)
+    _draw_quoted(axes, report, metric)
+
+
+def _draw_quoted(axes: Any, report: dict[str, Any], metric: str) -> None:
+    """The paper's rows, numbered: names beside points that lie close would cover one another."""
+    rows = [row for row in (report["published"] or {"rows": []})["rows"] if {"clip_t", metric} <= row["metrics"].keys()]
+    for number, row in enumerate(rows, start=1):
+        place = row["metrics"]["clip_t"], row["metrics"][metric]
+        name = f"{number} {row['method']} (quoted)"
+        axes.scatter(*place, marker="D", facecolors="none", edgecolors="tab:red", label=name)
+        axes.annotate(str(number), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color="tab:red")

@@ -13,6 +13,7 @@ from . import published
 from .intervals import estimate, paired_difference
 from .kit import GROUP_OF
 from .measure import measures_path, read_measures
+from .opens2v import OPENS2V, UNAVAILABLE
 from .plan import Plan, read_plan
 from .protocol import METRICS, protocol_named
 
@@ -35,8 +36,9 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
 
     Returns:
         "metrics" `{name: {"mean", "low", "high", "count"}}`, where what could not be measured has null and a "reason";
-        "rows" of the same shape: the reference held still, another subject's reference, plain AnimateDiff; "by_kind",
-        "by_subject", "face_frames", "published", "protocol", "suite", "networks", "notes".
+        "rows" of the same shape: the reference held still, another subject's reference, plain AnimateDiff; "opens2v"
+        likewise, null where nobody asked; "by_kind", "by_subject", "face_frames", "published", "protocol", "suite",
+        "networks", "notes".
 
     Raises:
         InputError: the folder holds no results.
@@ -62,6 +64,7 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
         },
         "protocol": {"name": plan.protocol, "lines": protocol_named(plan.protocol).describe()},
         "metrics": _estimates(measured, _value),
+        "opens2v": _opens2v(measured),
         "face_frames": _share_of_faces(measured),
         "rows": {name: row for name, row in rows.items() if row},
         "by_subject": _split(measured, "subject"),
@@ -74,7 +77,17 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
 
 
 def _value(measures: Measures, name: str) -> float | None:
-    return measures["metrics"][name]["value"]
+    return measures["metrics"].get(name, {}).get("value")
+
+
+def _opens2v(measured: list[Measures]) -> dict[str, dict[str, Any]] | None:
+    """OpenS2V-Eval's measures, where any video has one; None where they were not asked for."""
+    if not any(name in measures["metrics"] for measures in measured for name in OPENS2V):
+        return None
+    found = {name: _estimate(measured, name, _value) for name in OPENS2V}
+    return {
+        name: {**value, "reason": UNAVAILABLE[name]} if name in UNAVAILABLE else value for name, value in found.items()
+    }
 
 
 def _estimates(
@@ -91,7 +104,7 @@ def _estimate(measured: list[Measures], name: str, pick: Callable[[Measures, str
             groups.setdefault(measures["subject"], []).append(value)
     if groups:
         return asdict(estimate(groups))
-    reasons = [measures["metrics"][name].get("reason") for measures in measured]
+    reasons = [measures["metrics"].get(name, {}).get("reason") for measures in measured]
     reason = next(filter(None, reasons), "not defined for this row")
     return {"mean": None, "low": None, "high": None, "count": 0, "reason": reason}
 
@@ -124,7 +137,7 @@ def _notes(plan: Plan, measured: list[Measures], asked: int) -> list[str]:
     for group, digests in _networks(measured).items():
         if len(digests) > 1:
             notes.append(f"{group}: measured by {len(digests)} different networks; measure again with one.")
-        if any(digest.startswith("OpenCV") for digest in digests):
+        if group == "flow" and any(digest.startswith("OpenCV") for digest in digests):
             notes.append("Dynamic degree by OpenCV's DIS flow, not by the paper's RAFT.")
         if any(digest.startswith("dlib") for digest in digests):
             notes.append("Face by dlib's network: its cosines are no ArcFace's, do not compare them with the paper's.")
@@ -150,8 +163,9 @@ def compare(out: Path, other: Path) -> dict[str, Any]:
         raise InputError(f"{out} was measured by {plans[out].protocol!r} and {other} by {plans[other].protocol!r}")
     ours, theirs = _networks(values[out]), _networks(values[other])
     result = {}
-    for name in METRICS:
-        if ours.get(GROUP_OF[name]) != theirs.get(GROUP_OF[name]):
+    for name in GROUP_OF:
+        group = GROUP_OF[name]
+        if ours.get(group) != theirs.get(group):
             continue  # another network's numbers: not comparable
         difference = paired_difference(_by_video(values[out], name), _by_video(values[other], name))
         if difference:

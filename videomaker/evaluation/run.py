@@ -129,7 +129,7 @@ def run_suite(
     items = plan.items()
     jobs = [_job(item, plan.videos) for item in items]
     batches = shard.of([jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)])
-    warn_of_cut_prompts(prepared.pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt or ""])
+    warn_of_cut_prompts(prepared.pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt])
     compile_for(prepared, batches)
     _generate(prepared, batches, "generating", progress)
     measure_plan(plan, out, networks, protocol, items=shard.of(items), progress=progress)

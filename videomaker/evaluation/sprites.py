@@ -49,7 +49,12 @@ class Case:
     portrait: np.ndarray  # [32, 32, 3] uint8
     mask: np.ndarray  # [8, 16, 16] bool: where the creature is in the true clip, in canvas pixels
     reference_background: str | None
+    mirrored: bool  # the reference shows the creature from the other side than it was drawn
     seed: int
+
+    def distractor_rng(self) -> np.random.Generator:
+        """What draws this case's distractors."""
+        return np.random.default_rng(self.seed)
 
 
 def sprite_cases(suite: SpriteSuite) -> list[Case]:
@@ -60,10 +65,11 @@ def sprite_cases(suite: SpriteSuite) -> list[Case]:
 def _sprite_case(suite: SpriteSuite, index: int) -> Case:
     rng = np.random.default_rng([suite.seed, index])
     clip = random_clip(rng, split="test")
-    view = clip.creature.view(mirrored=bool(rng.integers(2)))
+    mirrored = bool(rng.integers(2))
     seed = int(rng.integers(2**31))
     behind = random_background(rng, but=clip.background) if suite.reference == "raw" else None
-    return Case(clip, enlarge(draw_portrait(view, behind)[0]), draw_clip(clip)[1], behind, seed)
+    portrait = enlarge(draw_portrait(clip.creature.view(mirrored=mirrored), behind)[0])
+    return Case(clip, portrait, draw_clip(clip)[1], behind, mirrored, seed)
 
 
 def evaluate_sprites(
@@ -84,10 +90,35 @@ def evaluate_sprites(
     Raises:
         InputError: the suite is empty, or the model makes other videos than those of the sprite world.
     """
+    cases = sprite_cases(suite)
+    scores, videos = score_cases(pipe, suite, cases, on_videos=on_videos)
+    means = {
+        field.name: float(np.mean([getattr(score, field.name) for score in scores])) for field in fields(ClipScores)
+    }
+    found: dict[str, list[bool]] = {}
+    for case, score in zip(cases, scores, strict=True):
+        found.setdefault(case.clip.size, []).append(score.identity)
+    by_size = {size: float(np.mean(found[size])) for size in sorted(found)}
+    gain = suite_gain(pipe, suite, cases)
+    return {**means, "identity_by_size": by_size, "reference_gain": gain, "suite": asdict(suite)}, videos
+
+
+def score_cases(
+    pipe: VideoMakerPipeline,
+    suite: SpriteSuite,
+    cases: Sequence[Case],
+    *,
+    on_videos: Callable[[int], None] = lambda count: None,
+) -> tuple[list[ClipScores], list[np.ndarray]]:
+    """The scores of a suite's cases one by one, and their videos; see `evaluate_sprites`.
+
+    Raises:
+        InputError: the suite is empty, or the model makes other videos than those of the sprite world.
+    """
     if suite.clips < 2:
         raise InputError(f"clips={suite.clips}: give at least 2, the reference gain needs another one's reference")
     _check_model(pipe)
-    cases, videos = sprite_cases(suite), []
+    videos: list[np.ndarray] = []
     for batch in _batches(cases, suite.batch_size):
         videos += list(_generate(pipe, suite, batch))
         on_videos(len(videos))
@@ -96,19 +127,16 @@ def evaluate_sprites(
             video,
             case.clip,
             reference_background=case.reference_background,
-            rng=np.random.default_rng(case.seed),
+            rng=case.distractor_rng(),
         )
         for video, case in zip(videos, cases, strict=True)
     ]
-    means = {
-        field.name: float(np.mean([getattr(score, field.name) for score in scores])) for field in fields(ClipScores)
-    }
-    found: dict[str, list[bool]] = {}
-    for case, score in zip(cases, scores, strict=True):
-        found.setdefault(case.clip.size, []).append(score.identity)
-    by_size = {size: float(np.mean(found[size])) for size in sorted(found)}
-    gain = {} if suite.reference == "none" else reference_gain(pipe, cases[:64])
-    return {**means, "identity_by_size": by_size, "reference_gain": gain, "suite": asdict(suite)}, videos
+    return scores, videos
+
+
+def suite_gain(pipe: VideoMakerPipeline, suite: SpriteSuite, cases: Sequence[Case]) -> dict[int, float]:
+    """The reference gain of a suite's first 64 cases; none where there is no reference."""
+    return {} if suite.reference == "none" else reference_gain(pipe, cases[:64])
 
 
 def _check_model(pipe: VideoMakerPipeline) -> None:
@@ -146,9 +174,16 @@ def _generate(pipe: VideoMakerPipeline, suite: SpriteSuite, cases: Sequence[Case
 
 def contact_sheet(suite: SpriteSuite, videos: Sequence[np.ndarray], *, rows: int = 16) -> Image.Image:
     """The first videos of a suite, each in a row after its reference, with the prompt below."""
-    pairs = zip(sprite_cases(suite)[:rows], videos, strict=False)
+    return case_sheet(sprite_cases(suite)[:rows], videos[:rows])
+
+
+def case_sheet(cases: Sequence[Case], videos: Sequence[np.ndarray]) -> Image.Image:
+    """Videos, each in a row after its case's reference, with the prompt below."""
     return media.contact_sheet(
-        [media.sheet_row([Image.fromarray(case.portrait)], video, case.clip.caption) for case, video in pairs]
+        [
+            media.sheet_row([Image.fromarray(case.portrait)], video, case.clip.caption)
+            for case, video in zip(cases, videos, strict=True)
+        ]
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videomaker.errors import InputError
+from videomaker.files import read_text
 
 from .published import PROMPT_SETS, prompt_set
 
@@ -85,8 +86,8 @@ def read_suite(path: Path) -> Suite:
 
     file = path / SUITE_FILE if path.is_dir() else path
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_text(file))
+    except (InputError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"suite {file} cannot be read: {reason}; a suite is a folder with {SUITE_FILE}") from error
     _check_keys(values, _SUITE_KEYS, f"suite {file}")
@@ -184,8 +185,8 @@ def read_prompt_file(path: Path) -> list[Prompt]:
         InputError: the file cannot be read or holds no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except InputError as error:
         raise InputError(f"prompt file {path} cannot be read as UTF-8 text: {error}") from error
     prompts, heading = [], ("", "")
     for line in map(str.strip, lines):

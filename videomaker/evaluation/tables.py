@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .opens2v import OPENS2V
+from .opens2v import TITLES as OPENS2V_TITLES
 from .protocol import METRICS, TITLES
 
 _ROWS = {
@@ -38,6 +40,8 @@ def markdown(report: dict[str, Any], comparisons: Mapping[str, dict[str, Any]], 
         parts.append(
             f"Rows marked † are quoted, not measured: {table['label']} of {table['source']} ({table['caption']})."
         )
+    if report["opens2v"]:
+        parts += ["## OpenS2V-Eval's measures", *_opens2v(report["opens2v"])]
     for name, differences in comparisons.items():
         parts += [f"## Against {name}", "This report minus the other, video by video.", _differences(differences)]
     parts += [_split("By kind of prompt", report["by_kind"]), _split("By subject", report["by_subject"])]
@@ -66,11 +70,23 @@ def _quoted(value: float | None) -> str:
 
 def _missing(report: dict[str, Any]) -> str:
     lines = [f"- {TITLES[name]}: {value['reason']}" for name, value in report["metrics"].items() if "reason" in value]
+    return _list_missing(lines)
+
+
+def _opens2v(values: dict[str, Any]) -> list[str]:
+    measured = [name for name, value in values.items() if value["mean"] is not None]
+    rows = [[OPENS2V_TITLES[name], _cell(values[name])] for name in measured]
+    lines = [f"- {OPENS2V_TITLES[name]}: {value['reason']}" for name, value in values.items() if name not in measured]
+    return [_table(["", "mean [95 %]"], rows) if rows else "", _list_missing(lines)]
+
+
+def _list_missing(lines: Sequence[str]) -> str:
     return "Not measured:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _differences(differences: dict[str, Any]) -> str:
-    rows = [[TITLES[name], _signed(value), str(value["count"])] for name, value in differences.items()]
+    titles = TITLES | OPENS2V_TITLES
+    rows = [[titles[name], _signed(value), str(value["count"])] for name, value in differences.items()]
     return _table(["", "difference [95 %]", "videos"], rows)
 
 
@@ -101,9 +117,10 @@ def comma_separated(measured: Sequence[dict[str, Any]]) -> str:
     """One line a video: subject, prompt, seed and the value of each measure, empty where there is none."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["subject", "prompt_index", "seed", "kind", "prompt", *METRICS])
+    more = [name for name in OPENS2V if any(name in measures["metrics"] for measures in measured)]
+    writer.writerow(["subject", "prompt_index", "seed", "kind", "prompt", *METRICS, *more])
     for measures in measured:
-        values = [measures["metrics"][name]["value"] for name in METRICS]
+        values = [measures["metrics"].get(name, {}).get("value") for name in (*METRICS, *more)]
         about = [measures[key] for key in ("subject", "prompt_index", "seed", "kind", "prompt")]
         writer.writerow([*about, *("" if value is None else value for value in values)])
     return file.getvalue()

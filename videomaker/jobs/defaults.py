@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from videomaker.generation import read_generation_defaults
 from videomaker.media_limits import check_writer, default_upscale
 
 from .request import ModelSpec, Output, Settings
+from .resolved import ResolvedOutput, ResolvedSettings
 
 PAPER_SETTINGS = Settings(steps=30, guidance=8.0, negative_prompt="", frames=16, fps=8, fit="stretch")
 # What the keys of a model's generation.json, which are those of the pipeline's call, are called here.
@@ -36,7 +38,7 @@ def model_folder(source: str) -> Path:
     """
     if source == "default":
         return default_model_path()
-    if Path(source).exists():
+    if os.path.exists(source):  # Path.exists raises for a name that is too long
         return Path(source)
     from videomaker.weights.sources import local_path  # late: the room's other files load torch
 
@@ -54,36 +56,33 @@ def generation_defaults(folder: Path) -> tuple[Settings, str | None]:
     return Settings(**settings), values.get("note")
 
 
-def resolve_settings(asked: Settings, defaults: Settings, side: int) -> Settings:
+def resolve_settings(asked: Settings, defaults: Settings, side: int) -> ResolvedSettings:
     """Fills in what is left open: from the model's defaults, else the paper's, in pictures of `side` pixels.
 
     Raises:
         InputError: guidance or fps are no usable numbers.
     """
     layers = [asdict(asked), asdict(defaults), asdict(replace(PAPER_SETTINGS, width=side, height=side))]
-    settings = Settings(**{name: next(x[name] for x in layers if x[name] is not None) for name in layers[0]})
+    settings = ResolvedSettings(**{name: next(x[name] for x in layers if x[name] is not None) for name in layers[0]})
     if not (math.isfinite(settings.guidance) and math.isfinite(settings.fps) and settings.fps > 0):
         raise InputError(f"guidance {settings.guidance} and fps {settings.fps} must be finite, and fps positive")
     return settings
 
 
-def resolve_output(asked: Output, settings: Settings) -> Output:
+def resolve_output(asked: Output, settings: ResolvedSettings) -> ResolvedOutput:
     """Fills in how often a tiny video's pixels are repeated.
 
     Raises:
         InputError: the writer of the format cannot make such a video.
     """
-    output = asked
-    if output.upscale is None:
-        factor = 1 if output.format == "frames" else default_upscale(settings.height, settings.width)
-        output = replace(output, upscale=factor)
-    check_writer(
-        output.format, settings.frames, settings.height * output.upscale, settings.width * output.upscale, settings.fps
-    )
-    return output
+    factor = asked.upscale
+    if factor is None:
+        factor = 1 if asked.format == "frames" else default_upscale(settings.height, settings.width)
+    check_writer(asked.format, settings.frames, settings.height * factor, settings.width * factor, settings.fps)
+    return ResolvedOutput(format=asked.format, upscale=factor)
 
 
-def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int = 1) -> Settings | None:
+def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int = 1) -> ResolvedSettings | None:
     """The settings as `prepare` will resolve them, from the model's configurations alone; None if they do not tell.
 
     Raises:
@@ -101,9 +100,6 @@ def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int
     for name in ("width", "height"):
         if getattr(settings, name) % factor:
             raise InputError(f"{name} is {getattr(settings, name)}; it must be a positive multiple of {factor}")
-    if limit is not None and settings.frames + num_references > limit:
-        raise InputError(
-            f"{settings.frames} frames and {num_references} references are more than the {limit} positions of the "
-            f"motion modules; use at most {limit - num_references} frames"
-        )
+    if limit is not None and num_references >= limit:  # more frames than fit are made in windows
+        raise InputError(f"{num_references} references leave no frame of the {limit} positions of the motion modules")
     return settings

@@ -9,10 +9,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from videomaker.pipeline import VideoMakerPipeline
 
-from .request import Job, Settings
+from .request import Job
+from .resolved import ResolvedSettings
 
 
-def first_version_latents(pipe: VideoMakerPipeline, batch: Sequence[Job], settings: Settings) -> torch.Tensor:
+def first_version_latents(pipe: VideoMakerPipeline, batch: Sequence[Job], settings: ResolvedSettings) -> torch.Tensor:
     """The frames' noise `[B, C, F, h, w]` as it came after the references' from each job's generator.
 
     Given to the pipeline as `latents`, it leaves fresh generators to the references, which get their old noise too.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videomaker.errors import InputError
 from videomaker.files import read_json
-from videomaker.model_files import PARTS, check_fetched, check_model_files
-from videomaker.weights.sources import is_single_file
+from videomaker.model_files import PARTS, check_fetched, check_model_files, safetensors_header
+from videomaker.weights.sources import is_hub_name, is_single_file
 
 from .defaults import model_folder
 from .request import ModelSpec
@@ -17,12 +20,36 @@ if TYPE_CHECKING:
     from videomaker.pipeline import VideoMakerPipeline
 
 
+# Known here, so that a slip is told before any library loads; tests hold them against the libraries' own.
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+BACKENDS = ("auto", "naive", "sdpa", "triton")
+_DEVICE = re.compile(r"auto|cpu|mps|meta|(cpu|mps|cuda|xpu|npu|hpu|mlu|musa|privateuseone)(:\d{1,3})?")
+
+
+def check_choices(spec: ModelSpec) -> None:
+    """Refuses devices, dtypes and attention backends that there are nowhere.
+
+    Raises:
+        InputError: with the choices.
+    """
+    if not _DEVICE.fullmatch(spec.device):
+        raise InputError(f"device {spec.device[:40]!r} is unknown: choose auto, cpu, cuda, cuda:1, … or mps")
+    if spec.dtype not in DTYPES:
+        raise InputError(f"dtype {spec.dtype[:40]!r} is unknown: choose from {', '.join(DTYPES)}")
+    if spec.attention_backend not in BACKENDS:
+        raise InputError(
+            f"unknown attention backend {spec.attention_backend[:40]!r}: choose from {', '.join(BACKENDS)}"
+        )
+
+
 def check_model(spec: ModelSpec) -> None:
     """Refuses what is not Stable Diffusion 1.5, AnimateDiff or VideoMaker before its weights are read.
 
     Raises:
         InputError: with the reason.
     """
+    check_choices(spec)
+    _check_places(spec)
     folder = model_folder(spec.source)
     if is_single_file(spec.source) and folder.is_file():
         if spec.motion_adapter is None:
@@ -46,10 +73,37 @@ def check_model(spec: ModelSpec) -> None:
             f"model {spec.source!r} makes single pictures: give --motion-adapter with AnimateDiff's folder"
         )
     check_model_files(folder, given=("vae",) if spec.vae else ())
+
+
+def _check_places(spec: ModelSpec) -> None:
+    """Refuses files that are not there; what else may be wrong with them is said when they are read."""
     if spec.weights is not None:
-        if not Path(spec.weights).exists():
-            raise InputError(f"checkpoint {spec.weights} does not exist; give a .safetensors or .bin file")
+        if not os.path.exists(spec.weights):
+            raise InputError(f"checkpoint {spec.weights[:200]} does not exist; give a .safetensors or .bin file")
         check_fetched(Path(spec.weights))
+    for lora in spec.loras:
+        check_fetched(split_lora(lora)[0])
+    for what, other in (("VAE", spec.vae), ("motion adapter", spec.motion_adapter)):
+        if other is not None and not (os.path.exists(other) or is_hub_name(other)):
+            raise InputError(f"{what} {other[:200]!r} is not here: give a folder, a file or a model of the hub")
+
+
+def split_lora(text: str) -> tuple[Path, float]:
+    """A LoRA's file and scale from `FILE[:scale]`.
+
+    Raises:
+        InputError: the file is not there, or is neither `.safetensors` nor `.bin`.
+    """
+    name, colon, scale = text.rpartition(":")
+    try:
+        path, strength = (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
+    except ValueError:  # a colon in the file's name
+        path, strength = Path(text), 1.0
+    if not math.isfinite(strength):
+        raise InputError(f"LoRA {text!r} has the scale {strength}: give a finite number")
+    if not os.path.isfile(path) or path.suffix not in (".safetensors", ".bin"):
+        raise InputError(f"LoRA {text[:200]!r} is no .safetensors or .bin file; give FILE or FILE:scale")
+    return path, strength
 
 
 def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
@@ -64,6 +118,7 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
             raise InputError(f"model {source!r} lacks {len(missing)} tensors of {part}, such as {missing[0]}")
         if bad := [name for name, value in parameters.items() if not value.isfinite().all()]:
             raise InputError(f"model {source!r} has {len(bad)} tensors of {part} that are no numbers, such as {bad[0]}")
+    _check_scheduler(pipe, source)
     unet, text = pipe.unet.config, pipe.text_encoder.config
     pairs = {
         "the UNet's input and the VAE's latents": (unet.in_channels, pipe.vae.config.latent_channels),
@@ -72,6 +127,10 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
     for what, (one, other) in pairs.items():
         if one != other:
             raise InputError(f"model {source!r} has parts that do not fit: {what} are {one} and {other}")
+    for part in ("unet", "vae"):
+        groups = [norm.num_groups for norm in getattr(pipe, part).modules() if hasattr(norm, "num_groups")]
+        if groups and min(groups) < 1:
+            raise InputError(f"model {source!r} has a {part} with norm_num_groups {min(groups)}: it must be positive")
     tokens, longest = len(pipe.tokenizer), pipe.tokenizer.model_max_length
     if not 2 < tokens <= text.vocab_size:
         raise InputError(f"model {source!r} has a tokenizer of {tokens} tokens for a text encoder of {text.vocab_size}")
@@ -80,3 +139,34 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
             f"model {source!r} has a tokenizer of {longest} positions for a text encoder of "
             f"{text.max_position_embeddings}: set model_max_length in tokenizer/tokenizer_config.json"
         )
+
+
+def _check_scheduler(pipe: VideoMakerPipeline, source: str) -> None:
+    alphas, config = getattr(pipe.scheduler, "alphas_cumprod", None), pipe.scheduler.config
+    if alphas is not None and not (
+        alphas.numel() and alphas.isfinite().all() and alphas.min() >= 0 and alphas.max() <= 1
+    ):
+        raise InputError(f"model {source!r} has a scheduler whose betas give no noise levels from 0 to 1")
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "sample", "v_prediction"):
+        raise InputError(
+            f"model {source!r} has the prediction_type {str(config.prediction_type)[:40]!r}: "
+            "it must be epsilon, sample or v_prediction"
+        )
+
+
+def check_nothing_left_out(folder: Path, pipe: VideoMakerPipeline, source: str) -> None:
+    """Refuses files with many tensors that the model, as configured, has no place for: it is another architecture.
+
+    Raises:
+        InputError: with the part.
+    """
+    for part in ("unet", "vae"):
+        known = getattr(pipe, part).state_dict().keys()
+        for file in sorted((folder / part).glob("diffusion_pytorch_model.safetensors")):
+            names = safetensors_header(file).keys()
+            unknown = [name for name in names if name not in known]
+            if len(unknown) > len(names) // 2 or (part == "vae" and len(unknown) > len(names) // 4):
+                raise InputError(
+                    f"model {source!r}: {len(unknown)} of {len(names)} tensors of {part}/ have no place in what its "
+                    f"config.json says, such as {unknown[0]}: fetch the whole folder again"
+                )

@@ -18,6 +18,7 @@ from videomaker.weights.single_file import load_base, load_motion_adapter
 from videomaker.weights.single_file import load_vae as load_vae_file
 from videomaker.weights.sources import is_single_file, local_path, variant_of
 
+from .model_check import split_lora
 from .request import ModelSpec
 
 
@@ -87,22 +88,6 @@ def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     if variant := variant_of(folder / "text_encoder"):
         parts["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype=dtype, variant=variant)
     return parts
-
-
-def split_lora(text: str) -> tuple[Path, float]:
-    """A LoRA's file and scale from `FILE[:scale]`.
-
-    Raises:
-        InputError: the file is not there, or is neither `.safetensors` nor `.bin`.
-    """
-    name, colon, scale = text.rpartition(":")
-    try:
-        path, strength = (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
-    except ValueError:  # a colon in the file's name
-        path, strength = Path(text), 1.0
-    if not path.is_file() or path.suffix not in (".safetensors", ".bin"):
-        raise InputError(f"LoRA {text!r}: {path} is no .safetensors or .bin file; give FILE or FILE:scale")
-    return path, strength
 
 
 def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:

@@ -19,10 +19,11 @@ from videomaker.weights.sources import pin
 
 from .defaults import generation_defaults, model_folder, resolve_output, resolve_settings
 from .finished import fingerprint
-from .model_check import check_model, check_parts
+from .model_check import check_model, check_nothing_left_out, check_parts
 from .parts import build_pipeline, fuse_loras
 from .record import component_digests
-from .request import Job, ModelSpec, Recipe, Settings
+from .request import Job, ModelSpec, Recipe
+from .resolved import ResolvedRecipe, ResolvedSettings
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Prepared:
     """A loaded pipeline, the recipe with nothing left open, and the digests of the pipeline's parts."""
 
     pipe: VideoMakerPipeline
-    recipe: Recipe
+    recipe: ResolvedRecipe
     digests: dict[str, str]
     fingerprint: str | None = None  # of `videomaker.jobs.finished`
 
@@ -59,8 +60,8 @@ def resolve_model(spec: ModelSpec) -> ModelSpec:
         choose_backend(torch.empty(1, 1, 1, 64, device=device, dtype=DTYPES[dtype]), spec.attention_backend)
     except ValueError as error:
         raise InputError(str(error)) from error
-    places = {name: pin(place) for name in ("source", "motion_adapter", "vae") if (place := getattr(spec, name))}
-    return replace(spec, device=str(device), dtype=dtype, **places)
+    adapter, vae = (place and pin(place) for place in (spec.motion_adapter, spec.vae))
+    return replace(spec, device=str(device), dtype=dtype, source=pin(spec.source), motion_adapter=adapter, vae=vae)
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -93,6 +94,8 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"model {spec.source!r} cannot be loaded: {reason}") from error
     check_parts(pipe, spec.source)
+    if spec.vae is None:
+        check_nothing_left_out(model_folder(spec.source), pipe, spec.source)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
@@ -118,11 +121,11 @@ def prepare(asked: Recipe) -> Prepared:
         logger.warning(note)
     settings = resolve_settings(asked.settings, defaults, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     _check_settings(settings, pipe)
-    recipe = Recipe(model, settings, resolve_output(asked.output, settings))
+    recipe = ResolvedRecipe(model=model, settings=settings, output=resolve_output(asked.output, settings))
     return Prepared(pipe, recipe, component_digests(pipe), fingerprint(asked.model))
 
 
-def _check_settings(settings: Settings, pipe: VideoMakerPipeline) -> None:
+def _check_settings(settings: ResolvedSettings, pipe: VideoMakerPipeline) -> None:
     most_steps = pipe.scheduler.config.num_train_timesteps
     if not 1 <= settings.steps <= most_steps:
         raise InputError(f"{settings.steps} steps: this model's schedule has 1 to {most_steps}")

@@ -20,7 +20,8 @@ from . import record
 from .draws import first_version_latents
 from .places import check_references, is_frames_folder
 from .prepare import Prepared, compile_for, warn_of_cut_prompts
-from .request import Job, Recipe, Settings
+from .request import Job
+from .resolved import ResolvedRecipe, ResolvedSettings
 
 
 def pending_jobs(prepared: Prepared, jobs: Sequence[Job], *, overwrite: bool = False) -> list[Job]:
@@ -106,7 +107,7 @@ class Sample:
 def render(
     pipe: VideoMakerPipeline,
     batch: Sequence[Job],
-    settings: Settings,
+    settings: ResolvedSettings,
     on_step: Callable[[int], None] | None = None,
     *,
     latents: torch.Tensor | None = None,
@@ -137,7 +138,7 @@ def render(
 def sample_videos(
     pipe: VideoMakerPipeline,
     samples: Sequence[Sample],
-    settings: Settings,
+    settings: ResolvedSettings,
     on_step: Callable[[int], None] | None = None,
     *,
     latents: torch.Tensor | None = None,
@@ -175,7 +176,8 @@ def sample_videos(
             latents=latents,
             output_type="np",
             callback_on_step_end=step_done,
-        ).frames
+            return_dict=False,
+        )[0]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise OutOfMemory(_memory_advice(len(samples), settings)) from error
@@ -187,7 +189,7 @@ def to_bytes(video: np.ndarray) -> np.ndarray:
     return (video * 255).round().astype(np.uint8)
 
 
-def _subjects(pipe: VideoMakerPipeline, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
+def _subjects(pipe: VideoMakerPipeline, samples: Sequence[Sample], settings: ResolvedSettings) -> dict[str, Any]:
     """The pictures of a batch, as the pipeline takes them; a batch without any is plain AnimateDiff's."""
     if any(sample.references for sample in samples):
         return {"reference_image": [list(sample.references) for sample in samples]}
@@ -200,18 +202,18 @@ def overflow_message(pipe: VideoMakerPipeline) -> str:
     return f"the model's numbers overflow in {pipe.unet.dtype}: try --dtype bfloat16 or float32"
 
 
-def _load(path: Path, settings: Settings) -> Image.Image:
+def _load(path: Path, settings: ResolvedSettings) -> Image.Image:
     return media.fit_reference(media.load_reference(path), settings.width, settings.height, settings.fit)
 
 
-def _memory_advice(batch_size: int, settings: Settings) -> str:
+def _memory_advice(batch_size: int, settings: ResolvedSettings) -> str:
     return (
         f"memory does not suffice for {batch_size} x {settings.frames} frames of {settings.width}x{settings.height}: "
         "lower --batch-size, --frames or the size, or add --offload"
     )
 
 
-def write_result(path: Path, frames: np.ndarray, recipe: Recipe, description: dict[str, Any]) -> None:
+def write_result(path: Path, frames: np.ndarray, recipe: ResolvedRecipe, description: dict[str, Any]) -> None:
     """Writes a video and its record; each appears complete, the record first.
 
     Args:

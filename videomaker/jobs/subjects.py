@@ -11,13 +11,19 @@ from videomaker.data.subject import ADVICE, Highlight, border_is_plain, open_fin
 from videomaker.errors import InputError
 from videomaker.media import load_reference
 
-from .request import Job, Settings
+from .request import Job
+from .resolved import ResolvedSettings
 
 logger = logging.getLogger(__name__)
 
 
 def highlight_jobs(
-    jobs: Sequence[Job], highlight: Highlight, settings: Settings, *, models: Path | None = None, device: str = "cpu"
+    jobs: Sequence[Job],
+    highlight: Highlight,
+    settings: ResolvedSettings,
+    *,
+    models: Path | None = None,
+    device: str = "cpu",
 ) -> list[Job]:
     """The jobs with highlighted pictures, which are kept beside the results; the records name them.
 

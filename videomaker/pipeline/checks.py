@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
+from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
 from videomaker.errors import InputError
@@ -40,20 +41,61 @@ def check_number(name: str, value: Any, *, low: float = -math.inf) -> None:
         raise InputError(f"{name} is {value!r}; it must be a finite number{bound}")
 
 
+def refused_in_words(check: Callable[..., Any], *arguments: Any) -> None:
+    """Runs a check of diffusers, whose refusals are plain ValueErrors of several lines."""
+    try:
+        check(*arguments)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
 def check_prompts(prompt: Any, prompt_embeds: torch.Tensor | None) -> None:
     """Refuses no prompt, empty ones, and what is no text."""
     if prompt is None and prompt_embeds is None:
         raise InputError("give a prompt or prompt_embeds")
+    if prompt_embeds is not None:
+        check_tensor("prompt_embeds", prompt_embeds, (None, None, None))
     if prompt is None:
         return
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts:
         raise InputError("the list of prompts is empty; give at least one")
+    check_texts("prompt", prompts)
     for text in prompts:
-        if not isinstance(text, str):
-            raise InputError(f"prompt is a {type(text).__name__}; give a text or a list of texts")
         if not text.strip():
             raise InputError(f"prompt {text!r} is empty; describe the video in a few words")
+
+
+def check_texts(name: str, texts: list[Any]) -> None:
+    """Refuses what no tokenizer reads."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} is a {type(text).__name__}; give a text or a list of texts")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} {text[:60]!r} is not UTF-8 text; type it again") from error
+
+
+def check_negative(text: Any, embeds: Any, num_prompts: int, width: int) -> None:
+    """Refuses a negative prompt that cannot be used, also where guidance does not ask for it."""
+    texts = text if isinstance(text, list) else [] if text is None else [text]
+    check_texts("negative_prompt", texts)
+    if isinstance(text, list) and len(texts) != num_prompts:
+        raise InputError(f"{len(texts)} negative prompts for {num_prompts} prompts; give one, or one for each")
+    if embeds is not None:
+        check_tensor("negative_prompt_embeds", embeds, ((1, num_prompts), None, width))
+
+
+def check_conditioning(pipe: Any, cross_attention_kwargs: Any, callback_inputs: Any, *image: Any) -> None:
+    """Refuses conditioning that nothing would hear: a picture for an IP-Adapter that is not there, odd options."""
+    options = cross_attention_kwargs
+    if options is not None and not (isinstance(options, dict) and all(isinstance(name, str) for name in options)):
+        raise InputError(f"cross_attention_kwargs is {options!r}; give a dictionary of options by name")
+    if callback_inputs is not None and not isinstance(callback_inputs, (list, tuple)):
+        raise InputError(f"callback_on_step_end_tensor_inputs is {callback_inputs!r}; give a list of names")
+    if any(one is not None for one in image) and getattr(pipe.unet, "encoder_hid_proj", None) is None:
+        raise InputError("ip_adapter_image needs an IP-Adapter; load_ip_adapter() first, or give reference_image alone")
 
 
 def check_generators(generator: Any, num_videos: int) -> None:
@@ -104,7 +146,7 @@ def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
             raise InputError(f"this pipeline has no {name}; load it with one to make videos")
 
 
-def check_processors(unet: torch.nn.Module) -> None:
+def check_processors(unet: UNetMotionModel) -> None:
     """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
 
     diffusers' own methods (`set_attn_processor`, `fuse_qkv_projections`, …) replace every processor of a UNet.

@@ -73,4 +73,4 @@ def _version(vae: AutoencoderKL) -> Version:
 
 
 def _digest(picture: torch.Tensor) -> str:
-    return sha256(picture.detach().float().cpu().contiguous().numpy())
+    return sha256(picture.detach().float().cpu().contiguous().numpy().data)

@@ -1,7 +1,8 @@
 """From noise to latents: the loop over the schedule, and the callbacks that may change it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from videomaker.errors import InputError
 
 from .checks import check_number
 from .inputs import Generators
+from .parts import Parts
+from .windows import Windows
 
 # (index of the step, latents, text, guidance) -> latents; text and guidance as in `denoising.guided_noise`
 Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -32,7 +35,7 @@ class State(NamedTuple):
         return self if self.guidance is None else State(self.latents, self.text.chunk(2)[1], None)
 
 
-class SamplingMixin:
+class SamplingMixin(Parts):
     """The denoising loop: eager, or through static steps where the pipeline can be."""
 
     def denoise(
@@ -41,12 +44,13 @@ class SamplingMixin:
         reference: torch.Tensor,
         text: torch.Tensor,
         guidance: torch.Tensor | None,
+        windows: Windows | None = None,
         *,
         num_inference_steps: int,
         step_kwargs: dict[str, Any],
         added_cond_kwargs: dict[str, Any] | None = None,
         callback: Callable | None = None,
-        callback_inputs: list[str] | tuple[str, ...] = (),
+        callback_inputs: Sequence[str] = (),
         generator: Generators | None = None,
     ) -> torch.Tensor:
         """From noise to the frames' latents `[B, C, F, h, w]`; the reference comes in clean at every step."""
@@ -61,13 +65,14 @@ class SamplingMixin:
                 latents, timesteps = self._apply_free_init(
                     latents, iteration, num_inference_steps, device, latents.dtype, generator
                 )
-            step = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
+            sampler = self._sampler(timesteps, reference, step_kwargs, added_cond_kwargs)
+            step = sampler if windows is None else self._windowed(windows, sampler, timesteps, step_kwargs)
             state = State(latents, text, guidance)
             latents = self._denoise_once(step, timesteps, state, callback, callback_inputs)
         return latents
 
     def _denoise_once(
-        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: list[str]
+        self, step: Step, timesteps: torch.Tensor, state: State, callback: Callable | None, names: Sequence[str]
     ) -> torch.Tensor:
         self._num_timesteps = len(timesteps)
         guided_steps = math.ceil(self.approximations.guidance_until * len(timesteps))
@@ -87,33 +92,43 @@ class SamplingMixin:
         reference: torch.Tensor,
         step_kwargs: dict[str, Any],
         added_cond_kwargs: dict[str, Any] | None,
-    ) -> Step:
+    ) -> "StaticSampler | EagerSampler":
         """What makes one step, static where the pipeline can be."""
         reuse_every = self.approximations.reuse_every
         adapted = added_cond_kwargs is not None or bool(self.cross_attention_kwargs)
         if adapted and self.approximations != Approximations():
             raise InputError("approximations do not go with an IP-Adapter or cross_attention_kwargs; leave one out")
         if (self.compiled is None and reuse_every == 1) or adapted:
-            return partial(self._eager_step, timesteps, reference, step_kwargs, added_cond_kwargs)
+            return EagerSampler(self, timesteps, reference, step_kwargs, added_cond_kwargs)
         prepare_unet(self.unet)
         run = partial(denoising_step, self.unet) if self.compiled is None else self.compiled.step
         return StaticSampler(
             self.unet, self.scheduler, timesteps, reference, step_kwargs, run=run, reuse_every=reuse_every
         )
 
-    def _eager_step(
-        self, timesteps, reference, step_kwargs, added_cond_kwargs, index: int, latents, text, guidance
-    ) -> torch.Tensor:
-        t = timesteps[index]
-        if added_cond_kwargs is not None and guidance is None:
-            added_cond_kwargs = _conditional_half(added_cond_kwargs, len(latents))
-        noise = guided_noise(
-            self.unet, self.scheduler.scale_model_input(latents, t), reference, t, text, guidance,
-            cross_attention_kwargs=self.cross_attention_kwargs, added_cond_kwargs=added_cond_kwargs,
-        )  # fmt: skip
-        return self.scheduler.step(noise, t, latents, **step_kwargs).prev_sample
+    def _windowed(
+        self,
+        windows: Windows,
+        sampler: "StaticSampler | EagerSampler",
+        timesteps: torch.Tensor,
+        step_kwargs: dict[str, Any],
+    ) -> Step:
+        """What makes one step of a video in windows: their predictions fused, then the scheduler's update."""
+        if self.approximations.reuse_every > 1:
+            raise InputError(
+                "approximations.reuse_every keeps the features of one window: leave it at 1 for a long video"
+            )
+        predict = windows.fuse(sampler.predict)
 
-    def _run_callback(self, callback: Callable, names: list[str], step: int, t: torch.Tensor, state: State) -> State:
+        def step(index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None) -> torch.Tensor:
+            output = predict(index, latents, text, guidance)
+            return self.scheduler.step(output, timesteps[index], latents, **step_kwargs).prev_sample
+
+        return step
+
+    def _run_callback(
+        self, callback: Callable, names: Sequence[str], step: int, t: torch.Tensor, state: State
+    ) -> State:
         """Runs `callback` as diffusers does: it sees the named tensors and may return others in their place.
 
         Under guidance `prompt_embeds` are both halves, the negative first, as in diffusers. A callback that sets the
@@ -159,6 +174,44 @@ class SamplingMixin:
             return None
         guidance = torch.tensor(scales, device=self._execution_device, dtype=self.unet.dtype)
         return guidance.clamp(min=1).repeat_interleave(num_videos_per_prompt).view(-1, 1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class EagerSampler:
+    """The steps of one pass over a schedule, for everything that a pipeline can be asked.
+
+    Args:
+        pipe: its UNet and its scheduler, after `set_timesteps`.
+        timesteps: `[S]`.
+        reference: `[B, C, R, h, w]`.
+        step_kwargs: further arguments of the scheduler's `step`.
+        added_cond_kwargs: as in diffusers, such as IP-Adapter's `image_embeds`.
+    """
+
+    pipe: Any
+    timesteps: torch.Tensor
+    reference: torch.Tensor
+    step_kwargs: dict[str, Any]
+    added_cond_kwargs: dict[str, Any] | None
+
+    def __call__(
+        self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Latents `[B, C, F, h, w]` after step `index`, for text and guidance as in `denoising.guided_noise`."""
+        output = self.predict(index, latents, text, guidance)
+        return self.pipe.scheduler.step(output, self.timesteps[index], latents, **self.step_kwargs).prev_sample
+
+    def predict(
+        self, index: int, latents: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The guided prediction of step `index`; the scheduler's update is left to the caller."""
+        t, added = self.timesteps[index], self.added_cond_kwargs
+        if added is not None and guidance is None:
+            added = _conditional_half(added, len(latents))
+        return guided_noise(
+            self.pipe.unet, self.pipe.scheduler.scale_model_input(latents, t), self.reference, t, text, guidance,
+            cross_attention_kwargs=self.pipe.cross_attention_kwargs, added_cond_kwargs=added,
+        )  # fmt: skip
 
 
 def _new_text(text: torch.Tensor, state: State) -> torch.Tensor:

@@ -1,13 +1,10 @@
 """diffusers' methods that would take the reference out of the video: here they work, or are refused in words."""
 
-import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from diffusers import AnimateDiffPipeline, DDIMScheduler, DiffusionPipeline, MotionAdapter
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from videomaker.attention import (
@@ -18,16 +15,10 @@ from videomaker.attention import (
 )
 from videomaker.errors import InputError
 
-# AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
-ANIMATEDIFF_SCHEDULE = {
-    "clip_sample": False,
-    "timestep_spacing": "linspace",
-    "beta_schedule": "linear",
-    "steps_offset": 1,
-}
+from .parts import Parts
 
 
-class SurfaceMixin:
+class SurfaceMixin(Parts):
     """What diffusers does to the processors of a whole UNet, done around PISA's."""
 
     def _install_pisa(self) -> None:
@@ -60,27 +51,6 @@ class SurfaceMixin:
             yield
         finally:
             self._install_pisa()
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """As in diffusers: a pipeline of another one's parts, which it shares, in their dtype unless one is given.
-
-        With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`.
-        """
-        if not {"torch_dtype", "dtype"} & kwargs.keys():
-            kwargs["torch_dtype"] = pipeline.dtype
-        load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
-        pipe = super().from_pipe(pipeline, **kwargs)
-        set_schedule(pipe, kwargs)
-        return pipe
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As in diffusers, with AnimateDiff's schedule, as in `from_pretrained`; `motion_adapter` may be a folder."""
-        load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
-        pipe = super().from_single_file(pretrained_model_link_or_path, **kwargs)
-        set_schedule(pipe, {"motion_adapter": True, **kwargs})
-        return pipe
 
     def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; the PISA layers stay as they are."""
@@ -124,26 +94,12 @@ class SurfaceMixin:
                 part.set_attention_slice(slice_size)
 
     def enable_free_noise(self, *args: Any, **kwargs: Any) -> None:
-        """Not available: FreeNoise slides a window over the frames, and the reference has no place in it."""
-        raise NotImplementedError("FreeNoise does not go with a reference frame; generate at most 31 frames at once")
+        """Not available: its windows inside the motion modules leave the reference out; see `pipeline.windows`."""
+        raise NotImplementedError(
+            "FreeNoise does not go with a reference frame: ask for the frames that you want, such as num_frames=64; "
+            "they are made in overlapping windows that all see the reference (window_frames, window_overlap)"
+        )
 
     def enable_free_noise_split_inference(self, *args: Any, **kwargs: Any) -> None:
         """Not available, as `enable_free_noise`."""
         self.enable_free_noise()
-
-
-def load_adapter(options: dict[str, Any], dtype: Any = None) -> None:
-    """Loads the motion adapter of `options` in its place, if it is given as a folder."""
-    if isinstance(adapter := options.get("motion_adapter"), (str, os.PathLike)):
-        if not Path(adapter, "config.json").is_file():
-            raise InputError(
-                f"motion adapter {str(adapter)!r} is not a folder in the diffusers format (with config.json)"
-            )
-        dtypes = {} if dtype is None else {"torch_dtype": dtype}
-        options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtypes)
-
-
-def set_schedule(pipe: AnimateDiffPipeline, options: dict[str, Any]) -> None:
-    """Gives a base that just got its motion adapter AnimateDiff's schedule, unless a scheduler was given."""
-    if options.get("motion_adapter") is not None and "scheduler" not in options and pipe.scheduler is not None:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ANIMATEDIFF_SCHEDULE)

@@ -1,14 +1,17 @@
 """Prompts made into embeddings."""
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
+from diffusers import AnimateDiffPipeline
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 
 from videomaker.errors import InputError
 
 from .checks import check_tensor
+from .parts import Parts
 
 
 def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
@@ -21,7 +24,7 @@ def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
     return texts
 
 
-class TextMixin:
+class TextMixin(Parts):
     """Encodes every different prompt once and alone, so that its numbers are the same in any batch."""
 
     def encode_text(
@@ -42,7 +45,7 @@ class TextMixin:
         text, negative = prompt_embeds, negative_prompt_embeds
         width = self.unet.config.cross_attention_dim
         if text is None:
-            prompts = prompt if isinstance(prompt, list) else [prompt]
+            prompts = prompt if isinstance(prompt, list) else [prompt or ""]
             text = self._encode_prompts(prompts, self.clip_skip)
         else:
             check_tensor("prompt_embeds", text, (None, None, width))
@@ -124,5 +127,9 @@ class TextMixin:
                 unscale_lora_layers(self.text_encoder, scale)
         if clip_skip is None:
             return output[0]
-        model = getattr(self.text_encoder, "text_model", self.text_encoder)
+        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+
+
+# diffusers' own tests, and programs that fill arguments in by name, read it from there.
+TextMixin.encode_prompt.__signature__ = signature(AnimateDiffPipeline.encode_prompt)  # type: ignore[attr-defined]

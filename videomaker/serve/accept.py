@@ -11,13 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from videomaker import media
 from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from . import pictures
 from .admission import Limits, Refused
 from .database import PASSING, wait_out
+from .highlighting import Reference
 from .keys import Owner
 from .models import Bucket
 from .problems import ApiError
@@ -53,27 +53,39 @@ def check_open(state: State) -> None:
         raise ApiError(503, "the disk is nearly full", code="disk_full", retry_after=DISK_RETRY)
 
 
-def accept(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> tuple[str, bool]:
+def accept(
+    state: State, asked: VideoRequest, sent: list[bytes], call: Call, *, mask: bytes | None = None
+) -> tuple[str, bool]:
     """The id of the job that a request makes or made before, and whether it is new.
+
+    Args:
+        state: the services.
+        asked: the fields of the request.
+        sent: its pictures.
+        call: what it says beside.
+        mask: of its one picture's subject.
 
     Raises:
         ApiError: it is refused; no file of it stays.
     """
     uploads = _decode(state, sent)
-    earlier = _earlier_references(state, asked, call.owner) if asked.reference_of else None
+    earlier = _earlier_references(state, asked.reference_of, call.owner) if asked.reference_of else None
     if bool(uploads) == bool(earlier):
         problem = "no picture of the subject" if not uploads else "input_reference and reference_of do not go together"
         raise ApiError(
             400, f"{problem}: send input_reference, or reference_of with a video of yours", "input_reference"
         )
+    if earlier and (mask or asked.box or asked.highlight):
+        raise ApiError(
+            400, "the pictures of an earlier video are used as they were: send the picture again", "reference_of"
+        )
     request = resolve(asked, len(earlier["references"]) if earlier else len(uploads), state.model, state.config)
     id = f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
     if earlier:
         request["references"] = _copied(request, earlier, id)
-        files = []
+        files: list[bytes] = []
     else:
-        fitted = [media.fit_reference(u.image, request["width"], request["height"], request["fit"]) for u in uploads]
-        request["references"], files = _described(uploads, fitted, id)
+        request["references"], files = _described(state.highlighter.fit(asked, mask, uploads, request), id)
     check_declared(request, state.shapes, len(request["references"]))
     _check_safety(state, request, [upload.image for upload in uploads], earlier)
     try:
@@ -104,10 +116,10 @@ def _decode(state: State, sent: list[bytes]) -> list[pictures.Upload]:
         raise ApiError(400, str(error), "input_reference", "invalid_image") from error
 
 
-def _earlier_references(state: State, asked: VideoRequest, owner: Owner) -> dict[str, Any]:
-    row = state.listing.get(asked.reference_of, owner.id)
+def _earlier_references(state: State, id: str, owner: Owner) -> dict[str, Any]:
+    row = state.listing.get(id, owner.id)
     if row is None:
-        raise ApiError(404, f"there is no video {asked.reference_of!r}", "reference_of", "video_not_found")
+        raise ApiError(404, f"there is no video {id!r}", "reference_of", "video_not_found")
     return row.request
 
 
@@ -122,16 +134,15 @@ def _copied(request: dict[str, Any], earlier: dict[str, Any], id: str) -> list[d
     ]
 
 
-def _described(
-    uploads: list[pictures.Upload], fitted: list[Image.Image], id: str
-) -> tuple[list[dict[str, str]], list[bytes]]:
-    files = [pictures.to_ppm(image) for image in fitted]
+def _described(fitted: list[Reference], id: str) -> tuple[list[dict[str, Any]], list[bytes]]:
+    files = [pictures.to_ppm(reference.image) for reference in fitted]
     references = [
         {
             "key": f"videos/{id}/reference-{index}.ppm",
-            "sha256": upload.sha256,
+            "sha256": reference.sha256,
+            **({"highlight": reference.story} if reference.story else {}),
         }
-        for index, upload in enumerate(uploads)
+        for index, reference in enumerate(fitted)
     ]
     return references, files
 

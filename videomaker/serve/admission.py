@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from .tables import videos, workers
 
@@ -52,11 +52,11 @@ def check_room(connection: Connection, now: ColumnElement, owner: str, model: st
     """
     own, active = videos.c.owner == owner, videos.c.state.in_(("queued", "in_progress"))
     count = select(func.count()).select_from(videos)
-    if limits.max_active is not None and connection.scalar(count.where(own, active)) >= limits.max_active:
+    if limits.max_active is not None and _number(connection, count.where(own, active)) >= limits.max_active:
         raise Refused(f"{limits.max_active} videos of yours wait or run; wait for one to end", cost)
     hour = videos.c.created > now - 3600
-    if limits.max_per_hour is not None and connection.scalar(count.where(own, hour)) >= limits.max_per_hour:
-        first = connection.scalar(select(now - func.min(videos.c.created)).where(own, hour))
+    if limits.max_per_hour is not None and _number(connection, count.where(own, hour)) >= limits.max_per_hour:
+        first = _number(connection, select(now - func.min(videos.c.created)).where(own, hour))
         raise Refused(f"{limits.max_per_hour} videos an hour are the limit of this key", 3600 - first)
     if limits.max_wait == float("inf"):
         return
@@ -68,6 +68,11 @@ def check_room(connection: Connection, now: ColumnElement, owner: str, model: st
 def expected_wait(connection: Connection, now: ColumnElement, model: str) -> float:
     """Seconds until a new job of a model would start: what is queued, shared by its warm workers."""
     waiting = videos.c.state == "queued", videos.c.model == model
-    seconds = connection.scalar(select(func.coalesce(func.sum(videos.c.cost), 0.0)).where(*waiting))
+    seconds = _number(connection, select(func.sum(videos.c.cost)).where(*waiting))
     warm = workers.c.model == model, workers.c.ready, workers.c.seen > now - WORKER_SILENT
-    return float(seconds) / max(1, connection.scalar(select(func.count()).select_from(workers).where(*warm)))
+    return seconds / max(1, _number(connection, select(func.count()).select_from(workers).where(*warm)))
+
+
+def _number(connection: Connection, query: Select) -> float:
+    """The one number that a query finds; 0 for the sum of nothing."""
+    return float(connection.scalar(query) or 0)

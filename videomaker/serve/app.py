@@ -46,6 +46,7 @@ def create_app(state: State) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # `page` has one that asks nobody else
         redoc_url=None,
         responses={"4XX": {"model": ErrorAnswer, "description": "Refused"}},
         swagger_ui_oauth2_redirect_url=None,
@@ -63,7 +64,8 @@ def create_app(state: State) -> FastAPI:
     return app
 
 
-async def _api_error(_request: Request, error: ApiError) -> JSONResponse:
+async def _api_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
     return JSONResponse(error.body(), error.status, error.headers())
 
 
@@ -74,14 +76,16 @@ async def _away(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(answer.body(), answer.status, answer.headers())
 
 
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """What Starlette refuses by itself: no such route, another method, a broken multipart body."""
+    assert isinstance(error, HTTPException)
     message = {404: f"there is nothing at {request.url.path[:200]}"}.get(error.status_code, str(error.detail))
     answer = ApiError(error.status_code, message)
     return JSONResponse(answer.body(), error.status_code, error.headers)
 
 
-async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = str(first["loc"][-1])
     answer = ApiError(400, f"{name}: {first['msg']}", name)

@@ -33,18 +33,21 @@ class Client:
         self.address = address.rstrip("/")
         self._http = httpx2.Client(base_url=self.address, headers=headers, timeout=timeout, transport=transport)
 
-    def create(self, references: list[Path], fields: dict[str, Any]) -> dict[str, Any]:
+    def create(self, references: list[Path], fields: dict[str, Any], mask: Path | None = None) -> dict[str, Any]:
         """Asks for a video; sent again, if need be, under the same key, so that it is made once.
 
         Args:
             references: pictures of the subject.
             fields: of the request; those that are None are left out.
+            mask: of the one picture's subject.
 
         Raises:
             InputError: the server refuses it, or cannot be reached.
         """
         data = {name: str(value) for name, value in fields.items() if value is not None}
         files = [("input_reference", (path.name, path.read_bytes())) for path in references]
+        if mask is not None:
+            files.append(("mask", (mask.name, mask.read_bytes())))
         headers = {"idempotency-key": uuid.uuid4().hex}
         return self._ask("POST", "/v1/videos", data=data, files=files, headers=headers).json()
 

@@ -37,8 +37,8 @@ class Shape(BaseModel):
     num_frames: int = Field(ge=1, le=1024)
     height: int = Field(ge=8, le=8192)
     width: int = Field(ge=8, le=8192)
-    num_references: int = Field(1, ge=1, le=16)
-    batch: int = Field(1, ge=1, le=64)
+    num_references: int = Field(default=1, ge=1, le=16)
+    batch: int = Field(default=1, ge=1, le=64)
     guidance: bool = True
 
     def __str__(self) -> str:
@@ -94,6 +94,13 @@ class ServeConfig(BaseSettings):
     request_check: str | None = Field(None, description="module:function that may refuse a request.")
     frames_check: str | None = Field(None, description="module:function that may refuse finished frames.")
 
+    highlight_models: Path | None = Field(
+        None, description="Folder of grounding-dino/ and sam/, to find subjects by word."
+    )
+    certificate: Path | None = Field(None, description="PEM, its chain after it: signs every video (C2PA).")
+    certificate_key: Path | None = Field(None, description="PEM: the certificate's private key, not encrypted.")
+    timestamp_url: str = Field("", description="Of an RFC 3161 authority that vouches for when a video was signed.")
+
     max_wait: float = Field(600, ge=0, description="Expected seconds in the queue above which requests are refused.")
     max_active: int = Field(200, ge=1, description="Unfinished videos of one key, where the key says nothing else.")
     max_per_hour: int | None = Field(None, ge=1)
@@ -117,10 +124,15 @@ class ServeConfig(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the file."""
-        return sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
     def database_url(self) -> str:

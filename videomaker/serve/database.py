@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 try:
     import fcntl
 except ImportError:  # Windows: writers wait as SQLite lets them
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
-from sqlalchemy import Connection, create_engine, event, literal_column, make_url, select
+from sqlalchemy import ColumnElement, Connection, create_engine, event, literal_column, make_url, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -56,7 +56,7 @@ class Database:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
         self.shown = shown_url(url)
         self.is_sqlite = kind == "sqlite"
-        self.now = literal_column(_CLOCKS[kind])
+        self.now: ColumnElement[float] = literal_column(_CLOCKS[kind])
         self._line: Path | None = None
         self._patience, self._hurry = patience, threading.local()
         options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}

@@ -43,7 +43,8 @@ def _made(job: RenderJob) -> Made:
     request = job.request
     shape = (request["num_frames"], request["height"], request["width"], 3)
     generator = np.random.default_rng(request["seed"])
-    colours = np.linspace(*generator.integers(0, 256, (2, 3)), shape[0])
+    first, last = generator.integers(0, 256, (2, 3))
+    colours = np.linspace(first, last, shape[0])
     frames = np.broadcast_to(colours.astype(np.uint8)[:, None, None], shape).copy()
     picture = np.asarray(job.references[0].resize((request["width"] // 2, request["height"] // 2)))
     frames[:, : picture.shape[0], : picture.shape[1]] = picture

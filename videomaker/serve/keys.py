@@ -86,7 +86,7 @@ class Keys:
         found = select(*columns).where(api_keys.c.digest == _digest(key), api_keys.c.revoked.is_(None))
         with self.database.read() as connection:
             row = connection.execute(found).first()
-        return row and Owner(*row)
+        return None if row is None else Owner(*row)
 
 
 def _digest(key: str) -> str:
@@ -97,9 +97,9 @@ class Signer:
     """Links that are good for a while, signed with a secret that all replicas share through the database."""
 
     def __init__(self, database: Database):
+        known = select(secrets.c.value).where(secrets.c.name == "links")
         try:
             with database.write() as connection:
-                known = select(secrets.c.value).where(secrets.c.name == "links")
                 value = connection.scalar(known)
                 if value is None:
                     value = random.token_hex(32)
@@ -107,6 +107,7 @@ class Signer:
         except IntegrityError:  # another replica was first
             with database.read() as connection:
                 value = connection.scalar(known)
+        assert value is not None  # this replica's, or the other's
         self._secret = bytes.fromhex(value)
 
     def link(self, id: str, what: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, or_, select
+from sqlalchemy import Row, and_, delete, func, or_, select, true
 
 from .admission import WORKER_SILENT
 from .database import Database
@@ -29,7 +29,7 @@ class Listing:
 
     def get(self, id: str, owner: str | None = None) -> Row | None:
         """A job, if it is this owner's; `owner=None` does not ask."""
-        mine = True if owner is None else videos.c.owner == owner
+        mine = true() if owner is None else videos.c.owner == owner
         with self.database.read() as connection:
             return connection.execute(select(videos).where(videos.c.id == id, mine)).first()
 
@@ -65,13 +65,13 @@ class Listing:
         waits = {row.id: Wait(0, row.cost * (1 - row.step / max(1, row.steps))) for row in running}
         if not queued:
             return waits
-        order = {"partition_by": videos.c.model, "order_by": (videos.c.priority, videos.c.created)}
-        places = select(
+        order: dict[str, Any] = {"partition_by": videos.c.model, "order_by": (videos.c.priority, videos.c.created)}
+        ranked = select(
             videos.c.id,
             (func.row_number().over(**order) - 1).label("position"),
             func.sum(videos.c.cost).over(**order).label("seconds"),
         )
-        places = places.where(videos.c.state == "queued").subquery()
+        places = ranked.where(videos.c.state == "queued").subquery()
         with self.database.read() as connection:
             alive = self._alive(connection)
             for row in connection.execute(select(places).where(places.c.id.in_(queued))):
@@ -87,7 +87,7 @@ class Listing:
 
     def remove(self, id: str, owner: str | None = None) -> bool:
         """Removes a job in any state; a worker that makes it finds its lease gone and throws its files away."""
-        mine = True if owner is None else videos.c.owner == owner
+        mine = true() if owner is None else videos.c.owner == owner
         with self.database.write() as connection:
             return bool(connection.execute(delete(videos).where(videos.c.id == id, mine)).rowcount)
 

@@ -17,6 +17,9 @@ def load_renderer(config: ServeConfig, device: str) -> Renderer:
         from .fake import FakeRenderer
 
         return FakeRenderer(config, device)
+    from videomaker.jobs.quiet import quiet_libraries
+
+    quiet_libraries()  # before they are imported, or their advice stands between the lines of the log
     from .model_renderer import ModelRenderer
 
     return ModelRenderer(config, device)

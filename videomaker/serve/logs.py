@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import Processor
 
 from .config import ServeConfig
 
@@ -14,12 +15,12 @@ def configure_logs(config: ServeConfig) -> None:
     """Sets structlog up for this process, and sends other libraries' logging through it. Everything goes to stderr."""
     level = getattr(logging, config.log_level.upper())
     as_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
-    shared = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    final = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    final: Processor = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[*shared, structlog.processors.StackInfoRenderer(), structlog.processors.format_exc_info, final],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from videomaker.jobs import record
 from videomaker.jobs import render as jobs_render
 from videomaker.jobs.prepare import prepare
 from videomaker.jobs.quiet import quiet_libraries
-from videomaker.jobs.request import ModelSpec, Output, Recipe, Settings
+from videomaker.jobs.request import ModelSpec, Recipe
+from videomaker.jobs.resolved import ResolvedOutput, ResolvedRecipe, ResolvedSettings
 from videomaker.pipeline import VideoMakerPipeline
 
 from .config import ServeConfig, Shape
@@ -59,16 +61,20 @@ class ModelRenderer:
             self.pipe.compile(buckets, saved=self._config.artifacts, undeclared="eager")
             return
         own = self._prepared.recipe.settings
-        guided = own.guidance > 1
         default = Shape(
-            num_frames=own.frames, height=own.height, width=own.width, batch=self._config.batch, guidance=guided
+            num_frames=own.frames,
+            height=own.height,
+            width=own.width,
+            batch=self._config.batch,
+            guidance=own.guidance > 1,
         )
         for shape in shapes or [default]:
             self._rehearse(shape)
 
     def _rehearse(self, shape: Shape) -> None:
         """The first pass of a shape pays for what later ones find ready."""
-        settings = Settings(steps=1, frames=shape.num_frames, height=shape.height, width=shape.width)
+        own = self._prepared.recipe.settings
+        settings = replace(own, steps=1, frames=shape.num_frames, height=shape.height, width=shape.width)
         blank = media.Image.new("RGB", (shape.width, shape.height), "white")
         guidance = 2.0 if shape.guidance else 1.0
         sample = jobs_render.Sample("warm-up", "", (blank,) * shape.num_references, 0, guidance)
@@ -100,7 +106,8 @@ class ModelRenderer:
             for index, reference in enumerate(request["references"])
         ]
         video = {"prompt": request["prompt"], "seed": request["seed"], "references": references}
-        recipe = Recipe(self._prepared.recipe.model, _settings(request), Output("mp4", upscale))
+        output = ResolvedOutput(format="mp4", upscale=upscale)
+        recipe = ResolvedRecipe(model=self._prepared.recipe.model, settings=_settings(request), output=output)
         return record.describe_video(f"{job.id}.mp4", [video] * size, 0, recipe, self._prepared.digests)
 
     def _free(self) -> None:
@@ -110,8 +117,8 @@ class ModelRenderer:
             torch.cuda.empty_cache()
 
 
-def _settings(request: dict[str, Any]) -> Settings:
-    return Settings(
+def _settings(request: dict[str, Any]) -> ResolvedSettings:
+    return ResolvedSettings(
         steps=request["num_inference_steps"],
         guidance=request["guidance_scale"],
         negative_prompt=request["negative_prompt"],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, text, true, update
 
 from .admission import NO_LIMITS, Limits, check_room
 from .database import Database
@@ -109,7 +109,7 @@ class Queue:
         # A retry finds the first try's job; a first try that comes in late finds its retry's.
         recent = videos.c.created > self.database.now - MERGE_SECONDS
         same = and_(own, videos.c.fingerprint == job.fingerprint, videos.c.idempotency_key.is_(None), recent)
-        pair = True if job.client_retry else videos.c.client_retry > 0
+        pair = true() if job.client_retry else videos.c.client_retry > 0
         return connection.scalar(select(videos.c.id).where(same, pair).order_by(videos.c.created).limit(1))
 
     def claim(

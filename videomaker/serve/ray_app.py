@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from videomaker.errors import InputError
 
@@ -136,7 +136,7 @@ def build(args: dict[str, Any]) -> Application:
         "downscale_delay_s": 120,
         "policy": {"policy_function": POLICY, "policy_kwargs": policy},
     }
-    workers = RayWorker.options(
+    workers = cast("Deployment", RayWorker).options(
         autoscaling_config=scaling, graceful_shutdown_timeout_s=resolved.drain_seconds + MARGIN_SECONDS
     )
-    return Api.bind(config, workers.bind(config))
+    return cast("Deployment", Api).bind(config, workers.bind(config))

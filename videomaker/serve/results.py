@@ -16,6 +16,7 @@ from videomaker import media
 from videomaker.digests import sha256
 
 from .config import ServeConfig
+from .provenance import Credentials
 from .renderer import Made
 from .store import Store
 
@@ -24,13 +25,20 @@ SHEET_COLUMNS = 4
 SHEET_TILE = 160
 
 
-def make_files(made: Made, request: dict[str, Any], config: ServeConfig) -> dict[str, tuple[str, str, bytes]]:
+def make_files(
+    made: Made, request: dict[str, Any], config: ServeConfig, credentials: Credentials | None = None
+) -> dict[str, tuple[str, str, bytes]]:
     """Variant -> name, media type, content.
 
     Args:
         made: of a renderer.
         request: as accepted.
         config: how the server treats videos: what was checked is told in the record.
+        credentials: sign the mp4, if there are any. The record keeps the digest of the unsigned one, too, which is
+            what `generate --from-json` makes again.
+
+    Raises:
+        SigningFailed: the video could not be signed.
     """
     video = _mp4(media.enlarge(made.frames, made.upscale), request["fps"])
     record = {
@@ -39,6 +47,11 @@ def make_files(made: Made, request: dict[str, Any], config: ServeConfig) -> dict
         "consent": request["consent"],
         "safety_checks": {"request": config.request_check, "frames": config.frames_check},
     }
+    if any(stories := [reference.get("highlight") for reference in request["references"]]):
+        record["highlight"] = stories  # the pictures that were used are `variant=reference`
+    if credentials is not None:
+        video = credentials.sign(video, request)
+        record["signed_video_sha256"] = sha256(video)
     return {
         "video": ("video.mp4", "video/mp4", video),
         "thumbnail": ("thumbnail.webp", "image/webp", _thumbnail(made.frames)),

@@ -38,10 +38,23 @@ class VideoRequest(BaseModel):
     num_frames: int | None = Field(None, ge=1, le=1024)
     fps: float | None = Field(None, ge=0.1, le=240, allow_inf_nan=False)
     fit: Literal["stretch", "pad", "crop"] | None = Field(None, description="How a picture gets the video's shape.")
+    highlight: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)] | None = Field(
+        None, description="A word for the subject, which is put on white.", examples=["dog"]
+    )
+    box: str | None = Field(
+        None,
+        max_length=200,
+        description="x1,y1,x2,y2 in pixels of the picture, which is cropped to it and put on white.",
+    )
     consent: Consent | None = Field(None, description="Why the subject may be shown; kept in the record.")
     reference_of: str | None = Field(
         None, max_length=64, description="A video of yours whose pictures are used again, in place of input_reference."
     )
+
+    @field_validator("box", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list) else value
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -178,6 +191,7 @@ class Video(BaseModel):
     fit: str
     num_references: int
     consent: str | None = None
+    signed: bool = Field(False, description="Whether the mp4 holds Content Credentials (C2PA).")
     cancel_requested: bool = False
     links: dict[str, str] = Field({}, description="Signed for a while: for players and pictures, which send no key.")
 

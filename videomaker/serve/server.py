@@ -70,6 +70,8 @@ def check_state(state: State) -> None:
     check_paths(config)
     load_check(config.request_check)
     load_check(config.frames_check)
+    state.credentials  # noqa: B018
+    state.highlighter.check()
     prepare_database(state)
     state.signer  # noqa: B018
     if not (config.is_loopback or state.keys.exist()):

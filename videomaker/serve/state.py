@@ -8,10 +8,12 @@ from functools import cached_property
 from .checks import Check, load_check
 from .config import ServeConfig, Shape
 from .database import Database
+from .highlighting import Highlighter
 from .keys import Keys, Signer
 from .listing import Listing
 from .metrics import HttpMetrics
 from .models import ModelFacts, declared_shapes, describe_model
+from .provenance import Credentials, open_credentials
 from .queue import Queue
 from .registry import Registry
 from .store import Store
@@ -80,6 +82,16 @@ class State:
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes that are accepted alone; empty: any."""
         return declared_shapes(self.config, self.model)
+
+    @cached_property
+    def highlighter(self) -> Highlighter:
+        """What puts the subjects of pictures on white."""
+        return Highlighter(self.config.highlight_models)
+
+    @cached_property
+    def credentials(self) -> Credentials | None:
+        """What videos are signed with, if a certificate is configured."""
+        return open_credentials(self.config.certificate, self.config.certificate_key, self.config.timestamp_url)
 
     @cached_property
     def request_check(self) -> Check | None:

@@ -7,12 +7,16 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from videomaker.errors import InputError
+
+if TYPE_CHECKING:
+    from obstore.store import BackoffConfig, ClientConfig, RetryConfig, S3Config
 
 CHUNK = 256 * 1024
 _KINDS = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".json": "application/json"}
@@ -38,11 +42,11 @@ class Store:
         self.folder = None if "://" in url else Path(url)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._store = self._signer = LocalStore(self.folder)
+            self._store: Any = LocalStore(self.folder)
             return
         self._store = _connect(url, options or {}, patience)
         public = {**(options or {}), "endpoint": public_endpoint}
-        self._signer = _connect(url, public, patience) if public_endpoint else self._store
+        self._signer: Any = _connect(url, public, patience) if public_endpoint else self._store
 
     def put(self, key: str, data: bytes) -> None:
         """Writes a file that is not there yet, complete or absent; its name is on disk after `settle`.
@@ -91,7 +95,7 @@ class Store:
         """A link to the file that the store itself answers for a while; None where files lie in a folder."""
         if self.folder is not None:
             return None
-        return obstore.sign(self._signer, method, key, timedelta(seconds=seconds))
+        return obstore.sign(self._signer, cast("Any", method), key, timedelta(seconds=seconds))
 
     def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix (a whole part of the path)."""
@@ -128,11 +132,15 @@ class Store:
 
 
 def _connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:
-    limits = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=3), "allow_http": True}
-    backoff = {"max_backoff": timedelta(seconds=2)}
-    retries = {"max_retries": 20, "retry_timeout": timedelta(seconds=patience), "backoff": backoff}
+    limits: ClientConfig = {
+        "timeout": timedelta(seconds=60),
+        "connect_timeout": timedelta(seconds=3),
+        "allow_http": True,
+    }
+    backoff: BackoffConfig = {"max_backoff": timedelta(seconds=2)}
+    retries: RetryConfig = {"max_retries": 20, "retry_timeout": timedelta(seconds=patience), "backoff": backoff}
     try:
-        return from_url(url, config=options, client_options=limits, retry_config=retries)
+        return from_url(url, config=cast("S3Config", options), client_options=limits, retry_config=retries)
     except (BaseError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"files {url!r} cannot be used: {reason}; see files and files_options") from error

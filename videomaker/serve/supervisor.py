@@ -112,6 +112,7 @@ class Supervisor:
         # -P: a folder of the working directory must not hide a package.
         command = [sys.executable, "-P", "-m", "videomaker.serve.child"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        assert process.stdin is not None  # as it was asked for
         order = {"config": self.config.model_dump(mode="json"), "device": device}
         try:
             process.stdin.write(json.dumps(order) + "\n")

@@ -38,6 +38,7 @@ def _show(state: State, row: Row, wait: Wait | None) -> Video:
         step=row.step,
         steps=row.steps,
         num_references=len(request["references"]),
+        signed=done and row.result.get("signed", False),
         cancel_requested=row.cancel_requested and row.state == "in_progress",
         links=_links(state, row),
         **{name: request[name] for name in _SAME},

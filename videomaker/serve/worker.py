@@ -22,6 +22,7 @@ from .checks import load_check
 from .lease import LeaseKeeper, Stopped
 from .metrics import WorkerStats
 from .models import batch_size
+from .provenance import SigningFailed
 from .queue import Claimed
 from .registry import WorkerState
 from .renderer import Failed, Made, OutOfMemory, Renderer, RenderJob
@@ -180,18 +181,24 @@ class Worker:
         keep = None if config.keep_hours is None else 3600 * config.keep_hours
         if isinstance(outcome, Made) and self._check and (reason := self._check(row.request, outcome.frames)):
             outcome = Failed("safety_rejected", reason)
+        start = time.perf_counter()
+        if isinstance(outcome, Made):
+            try:
+                files = make_files(outcome, row.request, config, self.state.credentials)
+            except SigningFailed as error:  # an unsigned one is not what was promised
+                log.error("signing failed", video=row.id, error=str(error))
+                outcome = Failed("signing_failed", str(error))
         if isinstance(outcome, Failed):
             keeper.insist(lambda: queue.finish(lease, row.id, error=outcome.__dict__, keep=keep))
             self.stats.fail(outcome.code)
             log.warning("video failed", video=row.id, code=outcome.code, request_id=row.request_id)
             return
-        start = time.perf_counter()
-        files = make_files(outcome, row.request, config)
         encoded = time.perf_counter()
         described = keeper.insist(lambda: store_files(self.state.store, row.id, lease, files))
         stored = time.perf_counter()
         phases = {"render": seconds, "encode": encoded - start, "store": stored - encoded}
-        result = {"lease": lease, "files": described, "seconds": phases}
+        signed = self.state.credentials is not None
+        result = {"lease": lease, "files": described, "seconds": phases, "signed": signed}
         if not keeper.insist(lambda: queue.finish(lease, row.id, result=result, keep=keep)):
             self.state.store.delete(f"videos/{row.id}/{lease}")
             log.info("result not wanted", video=row.id, request_id=row.request_id)

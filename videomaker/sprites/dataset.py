@@ -44,6 +44,7 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
 
 def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):
     from videomaker.data.manifest import Clip as Line
+    from videomaker.data.manifest import Reference
 
     held_out = number % VAL_EVERY == VAL_EVERY - 1
     clip = random_clip(rng, split="test" if held_out else "train")
@@ -67,11 +68,7 @@ def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):
         width=CANVAS * ENLARGEMENT,
         height=CANVAS * ENLARGEMENT,
         refs=(
-            {
-                "image": image,
-                "mask": stencil,
-                "box": (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1),
-            },
+            Reference(image=image, mask=stencil, box=(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)),
         ),
         split="val" if held_out else "train",
     )

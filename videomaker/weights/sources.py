@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def is_single_file(source: str) -> bool:
 
 def is_hub_name(source: str) -> bool:
     """Whether a source can only be a model of the hub: `OWNER/NAME` or `OWNER/NAME@REVISION`, and no such path."""
-    return not Path(source).exists() and _HUB_NAME.fullmatch(source) is not None
+    return not os.path.exists(source) and _HUB_NAME.fullmatch(source) is not None
 
 
 def pin(source: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from fastapi import APIRouter, Request
 from sqlalchemy import Row
@@ -36,7 +36,7 @@ class Watcher:
         self._task: asyncio.Task | None = None
 
     @contextlib.contextmanager
-    def watching(self, id: str):
+    def watching(self, id: str) -> Iterator[None]:
         """Within it `next` is kept up to date for a job."""
         self._watched[id] += 1
         if self._task is None or self._task.done():
@@ -87,8 +87,9 @@ def _find(request: Request, state: State, id: str) -> Row:
     return row
 
 
-async def _stream(state: State, watcher: Watcher, row: Row) -> AsyncIterator[str]:
-    id, told, silent = row.id, None, 0.0
+async def _stream(state: State, watcher: Watcher, first: Row) -> AsyncIterator[str]:
+    id, told, silent = first.id, None, 0.0
+    row: Row | None = first
     with watcher.watching(id):
         while row is not None:
             (video,) = await run_in_threadpool(show, state, [row])

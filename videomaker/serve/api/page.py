@@ -1,4 +1,4 @@
-"""The page: a template filled once a request, and files of its own, under a policy that lets in nothing else."""
+"""The page, and the interface's description: files of our own, under a policy that lets in nothing else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .access import StateOf
 router = APIRouter()
 PAGE = Path(__file__).parent.parent / "page"
 EXAMPLES = Path(str(files("videomaker"))) / "assets"
+SWAGGER = Path(str(files("fastapi_offline"))) / "static"  # FastAPI's own page asks a CDN
 _TEMPLATES = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
@@ -35,6 +36,7 @@ class _Fresh(StaticFiles):
 def mount_files(app: FastAPI) -> None:
     """Adds the page's files, and the bundled pictures that it offers as examples."""
     app.mount("/page/examples", _Fresh(directory=EXAMPLES), name="examples")
+    app.mount("/page/swagger", _Fresh(directory=SWAGGER), name="swagger")
     app.mount("/page", _Fresh(directory=PAGE / "static"), name="page")
 
 
@@ -45,6 +47,14 @@ async def page(state: StateOf) -> HTMLResponse:
     text = _TEMPLATES.get_template("index.html").render(needs_key=needs_key, examples=examples())
     headers = {"content-security-policy": content_security_policy(state), "cache-control": "no-cache"}
     return HTMLResponse(text, headers=headers)
+
+
+@router.get("/docs", include_in_schema=False)
+def docs(state: StateOf) -> HTMLResponse:
+    """The interface's description, to read and to try."""
+    policy = content_security_policy(state, pictures="data:")  # Swagger UI's symbols lie in its style sheet
+    headers = {"content-security-policy": policy, "cache-control": "no-cache"}
+    return HTMLResponse(_TEMPLATES.get_template("docs.html").render(), headers=headers)
 
 
 def examples() -> list[dict[str, str]]:
@@ -58,11 +68,12 @@ def examples() -> list[dict[str, str]]:
     ]
 
 
-def content_security_policy(state: State) -> str:
+def content_security_policy(state: State, *, pictures: str = "blob:") -> str:
     """Nothing but the page's own files and this server; from an object store, media by the links it signs.
 
     Args:
         state: tells where the files lie: an object store answers for them from its own origin.
+        pictures: where pictures may come from beside.
     """
     media = " ".join(["'self'", *_store_origin(state)])
     policy: dict[str, Any] = {
@@ -71,7 +82,7 @@ def content_security_policy(state: State) -> str:
         "style-src": "'self'",
         "font-src": "'self'",
         "connect-src": "'self'",
-        "img-src": f"{media} blob:",
+        "img-src": f"{media} {pictures}",
         "media-src": media,
         "form-action": "'self'",
         "base-uri": "'none'",

@@ -72,6 +72,7 @@ def _describe(state: State) -> Model:
             "max_steps": facts.max_steps,
             "max_body_bytes": int(config.max_body_mib * 2**20),
             "require_consent": config.require_consent,
+            "highlight_by_word": config.highlight_models is not None,
         },
         shapes=[shape.model_dump() for shape in state.shapes],
         note=facts.note,

@@ -21,8 +21,8 @@ _PICTURES = re.compile(r"input_reference(\[\d{0,3}\])?(\[(?P<part>image_url|file
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(;[\w.+=-]{1,100})*;base64,", re.ASCII)
 
 
-async def read_request(request: Request, *, max_references: int) -> tuple[VideoRequest, list[bytes]]:
-    """The fields of a request and the bytes of its pictures.
+async def read_request(request: Request, *, max_references: int) -> tuple[VideoRequest, list[bytes], bytes | None]:
+    """The fields of a request, the bytes of its pictures, and those of a mask.
 
     Raises:
         ApiError: 400, or 415 for a body of another kind; the message names the parameter.
@@ -30,18 +30,21 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         async with request.form(
-            max_files=max_references + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+            max_files=max_references + 2, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         ) as form:
-            fields, sources = _split_form(form)
-            pictures = [await _uploaded(source) for source in sources]
+            fields, files, mask_file = _split_form(form)
+            pictures = [await _uploaded(file) for file in files]
+            mask = None if mask_file is None else await _uploaded(mask_file)
     elif kind == "application/json":
         fields, sources = _split_json(await request.body())
         pictures = [_from_text(source) for source in sources]
+        mask_text = fields.pop("mask", None)
+        mask = None if mask_text is None else _from_text(_json_picture(mask_text, "mask"), "mask")
     else:
         raise ApiError(415, "send multipart/form-data or application/json", code="unsupported_media_type")
     if len(pictures) > max_references:
         raise ApiError(400, f"{len(pictures)} pictures: at most {max_references} here", "input_reference")
-    return _validated(fields), pictures
+    return _validated(fields), pictures, mask
 
 
 def _validated(fields: dict[str, Any]) -> VideoRequest:
@@ -54,20 +57,23 @@ def _validated(fields: dict[str, Any]) -> VideoRequest:
         raise ApiError(400, f"{(name or 'request')[:100]}: {message}", name and name[:100]) from error
 
 
-def _split_form(form: FormData) -> tuple[dict[str, Any], list[UploadFile | str]]:
+def _split_form(form: FormData) -> tuple[dict[str, Any], list[UploadFile | str], UploadFile | str | None]:
     fields: dict[str, Any] = {}
     pictures: list[UploadFile | str] = []
+    mask: UploadFile | str | None = None
     for name, value in form.multi_items():
         if match := _PICTURES.fullmatch(name):
             _refuse_file_id(match["part"])
             pictures.append(value)
+        elif name == "mask" and mask is None:
+            mask = value
         elif isinstance(value, UploadFile):
             raise ApiError(400, f"{name[:100]}: a file is not expected here", name[:100])
         elif name in fields:
             raise ApiError(400, f"{name[:100]} is given twice", name[:100])
         else:
             fields[name] = value
-    return fields, pictures
+    return fields, pictures, mask
 
 
 def _split_json(body: bytes) -> tuple[dict[str, Any], list[str]]:
@@ -82,13 +88,13 @@ def _split_json(body: bytes) -> tuple[dict[str, Any], list[str]]:
     return fields, [_json_picture(source) for source in sources]
 
 
-def _json_picture(source: Any) -> str:
+def _json_picture(source: Any, name: str = "input_reference") -> str:
     if isinstance(source, dict):
         _refuse_file_id(*source.keys() & {"file_id"})
         source = source.get("image_url")
         source = source.get("url") if isinstance(source, dict) else source
     if not isinstance(source, str):
-        raise ApiError(400, "input_reference: a data URL, or an object with image_url", "input_reference")
+        raise ApiError(400, f"{name}: a data URL, or an object with image_url", name)
     return source
 
 
@@ -101,11 +107,11 @@ async def _uploaded(source: UploadFile | str) -> bytes:
     return _from_text(source) if isinstance(source, str) else await source.read()
 
 
-def _from_text(text: str) -> bytes:
+def _from_text(text: str, name: str = "input_reference") -> bytes:
     if not (match := _DATA_URL.match(text)):
-        raise ApiError(400, "input_reference: send the picture itself, or a data URL in base64; no address is fetched",
-                       "input_reference")  # fmt: skip
+        raise ApiError(400, f"{name}: send the picture itself, or a data URL in base64; no address is fetched",
+                       name)  # fmt: skip
     try:
         return base64.b64decode(text[match.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(400, "input_reference: the data URL is not base64", "input_reference") from error
+        raise ApiError(400, f"{name}: the data URL is not base64", name) from error

@@ -27,8 +27,10 @@ def _request_body() -> dict[str, Any]:
     schema = VideoRequest.model_json_schema()
     picture = {"type": "string", "format": "binary", "description": "The subject; repeatable as input_reference[]."}
     data_url = {"description": "A data URL, {image_url: data URL}, or a list of them."}
-    form = {**schema, "properties": {**schema["properties"], "input_reference": picture}}
-    body = {**schema, "properties": {**schema["properties"], "input_reference": data_url}}
+    mask = {"description": "Of the one picture's size, 0 (or transparent) outside the subject, which is put on white."}
+    form = {**schema, "properties": {**schema["properties"], "input_reference": picture,
+                                     "mask": {"type": "string", "format": "binary", **mask}}}  # fmt: skip
+    body = {**schema, "properties": {**schema["properties"], "input_reference": data_url, "mask": mask}}
     example = {"prompt": "a big creature hopping to the left over a green meadow", "seed": 7,
                "input_reference": "data:image/png;base64,iVBORw0KGgo…"}  # fmt: skip
     return {
@@ -49,14 +51,14 @@ async def create(
     if idempotency_key is not None and not _PRINTABLE.fullmatch(idempotency_key):
         raise ApiError(400, "Idempotency-Key: 1 to 255 printable characters", "Idempotency-Key")
     await run_in_threadpool(check_open, state)
-    asked, sent = await read_request(request, max_references=state.config.max_references)
+    asked, sent, mask = await read_request(request, max_references=state.config.max_references)
     retry = int(x_stainless_retry_count) if re.fullmatch(r"\d{1,3}", x_stainless_retry_count) else 0
     call = Call(owner, request.scope["state"]["request_id"], idempotency_key, retry, current_traceparent())
-    return await run_in_threadpool(_accepted, state, asked, sent, call)
+    return await run_in_threadpool(_accepted, state, asked, sent, mask, call)
 
 
-def _accepted(state: State, asked: VideoRequest, sent: list[bytes], call: Call) -> Video:
-    id, _ = accept(state, asked, sent, call)
+def _accepted(state: State, asked: VideoRequest, sent: list[bytes], mask: bytes | None, call: Call) -> Video:
+    id, _ = accept(state, asked, sent, call, mask=mask)
     return show_one(state, id, call.owner.id)
 
 

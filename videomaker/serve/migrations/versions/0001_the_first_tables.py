@@ -10,6 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_keys()
+    _create_videos()
+    _create_indexes()
+    _create_workers()
+
+
+def _create_keys() -> None:
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -30,6 +37,9 @@ def upgrade() -> None:
         sa.Column("value", sa.String(length=255), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
+
+
+def _create_videos() -> None:
     op.create_table(
         "videos",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -60,6 +70,9 @@ def upgrade() -> None:
         sa.Column("traceparent", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
+
+
+def _create_indexes() -> None:
     with op.batch_alter_table("videos", schema=None) as batch_op:
         batch_op.create_index("videos_expires", ["expires"], unique=False)
         batch_op.create_index("videos_fingerprint", ["owner", "fingerprint"], unique=False)
@@ -95,6 +108,8 @@ def upgrade() -> None:
             postgresql_where=sa.text("state = 'in_progress'"),
         )
 
+
+def _create_workers() -> None:
     op.create_table(
         "workers",
         sa.Column("id", sa.String(length=64), nullable=False),

@@ -19,6 +19,11 @@ export class Composer {
       const { naturalWidth, naturalHeight } = $("preview");
       $("preview").classList.toggle("pixels", isSmall(naturalWidth, naturalHeight));
     });
+    $("preview").addEventListener("error", () => {
+      if (!$("preview").getAttribute("src")) return;
+      $("preview").hidden = true;
+      $("picture-odd").hidden = false;
+    });
     $("settings").addEventListener("input", () => this.summarise());
     $("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("composer").requestSubmit();
@@ -77,6 +82,7 @@ export class Composer {
     if (preview.src.startsWith("blob:")) URL.revokeObjectURL(preview.src);
     preview.src = url;
     preview.hidden = false;
+    $("picture-odd").hidden = true;
     $("drop").classList.add("full");
     $("drop-words").hidden = true;
     $("picture-name").textContent = `${name}. Choose another picture`;
@@ -86,7 +92,7 @@ export class Composer {
   clearPicture(focus) {
     this.source = null;
     $("picture").value = "";
-    $("preview").hidden = true;
+    $("preview").hidden = $("picture-odd").hidden = true;
     $("preview").removeAttribute("src");
     $("drop").classList.remove("full");
     $("drop-words").hidden = false;
@@ -185,7 +191,7 @@ export class Composer {
       this.made(await api.create(form));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      if (!this.refused(error)) this.say(error.message, fieldOf(error.param));
+      if (!this.refused(error)) this.say(words(error), fieldOf(error.param));
     } finally {
       button.disabled = false;
     }
@@ -205,6 +211,9 @@ export class Composer {
 function shapeOption({ num_frames: frames, width, height }) {
   return new Option(`${frames} frames of ${width} × ${height}`, `${frames}/${width}x${height}`);
 }
+
+// The page sends one picture, so that the interface's name of it says nothing here.
+const words = ({ message }) => message.replace(/^Reference input_reference \d+/, "This picture");
 
 function fieldOf(param) {
   const id = { input_reference: "picture", reference_of: "picture" }[param] ?? param;

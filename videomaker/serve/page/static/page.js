@@ -145,6 +145,7 @@ function fillCard(card, video) {
 function when(created) {
   const ago = Date.now() / 1000 - created;
   if (ago < 45) return "just now";
+  if (ago < 90) return "a minute ago";
   if (ago < 86400) return `${span(ago)} ago`;
   return new Date(1000 * created).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
 }

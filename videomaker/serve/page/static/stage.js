@@ -12,6 +12,7 @@ const FAILURES = {
   out_of_memory: "Too large for this server",
   step_timeout: "Took too long",
   overflow: "Numbers overflowed",
+  signing_failed: "Could not be signed",
   render_failed: "Not made",
   safety_rejected: "Refused",
 };

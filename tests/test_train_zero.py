@@ -115,6 +115,25 @@ def test_a_killed_rank_costs_nothing_but_time(stages):
     assert not list(checkpoints.glob(".*"))
 
 
+def test_adapters_train_with_zero_and_outlive_a_kill(folder):
+    """LoRA on two ranks: every stage the same, the adapters alone in the checkpoint, the same bits after kill -9."""
+    assert launch("lora", folder).returncode == 0
+    assert launch("kill_lora", folder).returncode != 0
+    assert launch("resume_lora", folder).returncode == 0
+    expected = curve(folder / "lora0")
+    assert len(set(expected.values())) == 6
+    for stage in (1, 2):
+        assert curve(folder / f"lora{stage}") == pytest.approx(expected, rel=1e-5)
+    assert curve(folder / "lora2-killed") == curve(folder / "lora2")
+    for name in ("trained", "ema"):
+        ends = [
+            folder / run / "checkpoints" / "step-00000006" / f"{name}.safetensors" for run in ("lora2", "lora2-killed")
+        ]
+        whole, resumed = map(load_file, ends)
+        assert whole and all(".lora_A." in key or ".lora_B." in key for key in whole)
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def test_torchrun_starts_the_same_run(stages):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     arguments = ["--config", str(stages / "config.yaml"), f"output={stages}/torchrun", "steps=3", "checkpoint.every=0"]

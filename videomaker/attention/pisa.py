@@ -6,7 +6,6 @@ Only the spatial self-attention (`attn1` outside the motion modules) changes; th
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,8 @@ from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from videomaker.kernels import pisa_attention
+
+from .unet import LAYOUT, add_hook, is_spatial_self_attention, keep_from_others
 
 
 class ReferenceLayout(NamedTuple):
@@ -37,7 +38,6 @@ class ReferenceLayout(NamedTuple):
         return {**(others or {}), LAYOUT: self}
 
 
-LAYOUT = "reference_layout"  # the processors' parameter
 EACH_ROW_ALONE = ReferenceLayout()
 
 
@@ -156,19 +156,6 @@ def _split_rows(x: torch.Tensor, layout: ReferenceLayout) -> tuple[torch.Tensor,
     return x[:, : layout.num_frames], x[:, layout.num_frames :]
 
 
-def _keep_layout_from_others(attn: Attention, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A pre-hook: diffusers hands the call's keyword arguments to every processor and warns of those it lacks."""
-    if LAYOUT in kwargs and LAYOUT not in signature(attn.processor.__call__).parameters:
-        kwargs = {name: value for name, value in kwargs.items() if name != LAYOUT}
-    return args, kwargs
-
-
-def is_spatial_self_attention(name: str) -> bool:
-    """Whether a module, parameter or processor name lies in a spatial `attn1` (motion modules have one as well)."""
-    parts = name.split(".")
-    return "attn1" in parts and "motion_modules" not in parts
-
-
 def trainable_names(unet: UNetMotionModel, update_motion: bool = True) -> list[str]:
     """Names of the parameters that the method trains: spatial `attn1` and, if asked, the motion modules."""
     return [
@@ -197,8 +184,7 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
             module.set_processor(PisaAttnProcessor(backend))
             installed.append(name)
             continue
-        if _keep_layout_from_others not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_keep_layout_from_others, with_kwargs=True)
+        add_hook(module, keep_from_others)
         if not reference_cross_attention:
             module.set_processor(FramesOnlyCrossAttnProcessor())
         elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_pipeline
+from tiny_finders import write_finders
 from typer.testing import CliRunner
 
 from videomaker import media
@@ -94,6 +95,52 @@ def test_a_word_goes_through_detector_and_segmenter(photo):
     assert asked == ["Dog"] and box == (28.0, 10.0, 42.0, 22.0)
     expected = compose_reference(image, mask=Image.fromarray(mask.astype(np.uint8)), box=box, **SIZE)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def found_by_hand(models, image, word):
+    """The one query's box and SAM's mask of it, from the whole models' own outputs."""
+    import torch
+    from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, SamModel, SamProcessor
+
+    processor = GroundingDinoProcessor.from_pretrained(models / "grounding-dino", backend="pil")
+    detector = GroundingDinoForObjectDetection.from_pretrained(models / "grounding-dino").eval()
+    with torch.no_grad():
+        found = detector(**processor(images=image, text=f"{word}.", return_tensors="pt"))
+    assert found.logits.sigmoid().max() > 0.35
+    x, y, width, height = found.pred_boxes[0, 0].tolist()
+    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    limits = np.array(image.size * 2)
+    box = np.clip(corners * limits, 0, limits)
+    processor, segmenter = SamProcessor.from_pretrained(models / "sam"), SamModel.from_pretrained(models / "sam").eval()
+    inputs = processor(images=image, input_boxes=[[box.tolist()]], return_tensors="pt")
+    with torch.no_grad():
+        masks = segmenter(
+            pixel_values=inputs["pixel_values"], input_boxes=inputs["input_boxes"].float(), multimask_output=False
+        ).pred_masks[0]
+    whole = torch.nn.functional.interpolate(masks, (64, 64), mode="bilinear", align_corners=False)
+    height, width = inputs["reshaped_input_sizes"][0].tolist()  # without the padding below and to the right
+    size = (image.height, image.width)
+    mask = torch.nn.functional.interpolate(whole[..., :height, :width], size, mode="bilinear", align_corners=False)
+    return (mask[0, 0] > 0).numpy(), tuple(box.tolist())
+
+
+def test_a_word_from_the_command_line(model, photo, tmp_path):
+    """Tiny random Grounding DINO and SAM in their real formats, from local folders to the video and its record."""
+    models = write_finders(tmp_path / "models", queries=1)
+    image = media.load_reference(photo)
+    mask, box = found_by_hand(models, image, "head")
+    assert 0 < mask.mean() < 1
+    result = generate(model, photo, "--highlight", "Head", "--models", models)
+    assert result.exit_code == 0, result.output
+    assert "is not plain" not in result.output
+    (used,) = (photo.parent / "out").glob("*.reference.png")
+    expected = compose_reference(image, mask=Image.fromarray(mask.astype(np.uint8) * 255), box=box, **SIZE)
+    np.testing.assert_array_equal(np.asarray(Image.open(used)), np.asarray(expected))
+    story = json.loads(used.with_suffix(".json").read_text())
+    assert story["word"] == "Head" and story["box"] == pytest.approx(box, abs=1e-3)
+    (models / "sam" / "model.safetensors").unlink()
+    result = generate(model, photo, "--highlight", "head", "--models", models)
+    assert result.exit_code == 2 and "cannot be loaded as SamModel" in " ".join(result.output.split())
 
 
 def test_what_a_word_cannot_do_is_said(photo, monkeypatch, tmp_path):

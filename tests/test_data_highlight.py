@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from clips import SIZE, write_lines, write_video
 from PIL import Image
+from tiny_finders import write_finders
 
 from videomaker.data.dataset import DataConfig, build_dataset
 from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, suppress
@@ -122,58 +123,7 @@ def test_suppression_keeps_the_strongest():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Grounding DINO and SAM with random weights, in folders."""
-    from transformers import (
-        BertTokenizerFast,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
-        GroundingDinoImageProcessorPil,
-        GroundingDinoProcessor,
-        SamConfig,
-        SamImageProcessorPil,
-        SamModel,
-        SamProcessor,
-        SwinConfig,
-    )
-
-    root = tmp_path_factory.mktemp("models")
-    words = {f"[unused{i}]": i for i in range(1100)}
-    # Grounding DINO finds the phrases of a prompt by these ids of BERT's vocabulary.
-    special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029, "head": 1050}
-    vocabulary = {i: token for token, i in words.items()} | {i: token for token, i in special.items()}
-    tokenizer = BertTokenizerFast(vocab={token: i for i, token in vocabulary.items()})
-    swin = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 4}
-    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = GroundingDinoConfig(
-        backbone_config=SwinConfig(**swin, out_features=["stage2", "stage3", "stage4"]),
-        text_config={"model_type": "bert", "vocab_size": 1100, "max_position_embeddings": 64, **bert},
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=10,
-        max_text_len=32,
-        disable_custom_kernels=True,
-    )
-    GroundingDinoForObjectDetection(config).save_pretrained(root / "dino")
-    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 192})
-    GroundingDinoProcessor(images, tokenizer).save_pretrained(root / "dino")
-    patches = {"image_size": 64, "patch_size": 8}
-    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
-    vision = {"hidden_size": 16, "output_channels": 8, "global_attn_indexes": [0], "window_size": 0, "num_pos_feats": 4}
-    config = SamConfig(
-        vision_config={**patches, **small, **vision, "initializer_range": 0.02},
-        prompt_encoder_config={**patches, "hidden_size": 8, "mask_input_channels": 4},
-        mask_decoder_config={**small, "hidden_size": 8, "iou_head_depth": 2, "iou_head_hidden_dim": 8},
-    )
-    SamModel(config).save_pretrained(root / "sam")
-    sizes = {"size": {"longest_edge": 64}, "mask_size": {"longest_edge": 16}}
-    pads = {"pad_size": {"height": 64, "width": 64}, "mask_pad_size": {"height": 16, "width": 16}}
-    SamProcessor(SamImageProcessorPil(**sizes, **pads)).save_pretrained(root / "sam")
-    return root
+    return write_finders(tmp_path_factory.mktemp("models"), detector="dino")
 
 
 def test_the_models_run_from_local_folders(models):

@@ -1,0 +1,134 @@
+"""`make gpu` without a GPU: its order of cases, its state, and the whole walk killed and resumed in the interpreter."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DRY_RUN = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--dry-run"]
+GOOD, BAD = "print('fine')", "print('before'); import os; os.abort()"
+HANGS = "print('begun', flush=True); import time; time.sleep(600)"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """bench/gpu.py as a module, its neighbours importable as when it runs as a script."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("gpu")
+
+
+@pytest.fixture
+def start(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict]]:
+    """Runs `main` over programs in place of the stages' cases; exit code and report."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(programs: dict[str, str], *options: str, limit: int = 60, **fields: object) -> tuple[int, dict]:
+        def cases(stage: str, *_: object) -> list:
+            record = tmp_path / "cases"
+            return [
+                gpu.Case(stage, name, [sys.executable, "-c", program], record / name, limit, **fields)
+                for name, program in programs.items()
+                if stage == "parity"
+            ]
+
+        monkeypatch.setattr(gpu, "cases_of", cases)
+        code = gpu.main(["--dry-run", "--out", str(tmp_path), *options])
+        return code, json.loads((tmp_path / "run.json").read_text())["stages"].get("parity", {})
+
+    return run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_make_gpu_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--out", str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "needs a CUDA device" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_case_that_fails_or_hangs_leaves_the_others(start: Callable) -> None:
+    code, cases = start({"bad": BAD, "hangs": HANGS, "good": GOOD}, limit=5)
+    assert code == 1
+    assert [case["status"] for case in cases.values()] == ["FAILED", "FAILED", "passed"]
+    assert cases["bad"]["output"] == ["before"]
+    assert cases["hangs"]["summary"] == "stopped at the limit of 5 s: begun"
+
+
+def test_what_does_not_fit_before_the_deadline_is_left_for_the_next_command(start: Callable) -> None:
+    code, cases = start({"one": GOOD}, "--deadline", "30")
+    assert (code, cases["one"]["status"]) == (3, "left")
+    code, cases = start({"one": GOOD, "two": GOOD}, "--resume")
+    assert (code, [case["status"] for case in cases.values()]) == (0, ["passed", "passed"])
+
+
+def test_resume_repeats_nothing_and_no_run_is_overwritten(start: Callable, tmp_path: Path) -> None:
+    once = f"import pathlib; pathlib.Path({str(tmp_path / 'once')!r}).open('x')"
+    _, first = start({"once": once, "bad": BAD})
+    code, again = start({"once": once, "bad": GOOD, "three": GOOD}, "--resume")
+    assert code == 1  # a failure stands
+    assert {name: again[name] for name in first} == first
+    assert start({"once": GOOD})[0] == 2
+
+
+def test_what_is_missing_is_skipped_with_its_reason(start: Callable) -> None:
+    code, cases = start({"one": BAD}, missing="not installed: deepspeed")
+    assert code == 0
+    assert cases["one"] == {"status": "skipped", "summary": "not installed: deepspeed"}
+
+
+def test_every_case_of_a_gpu_fits_a_command_of_nine_minutes(gpu: ModuleType, tmp_path: Path) -> None:
+    device = gpu.Device("H100", "sm_90")
+    cases = [case for stage in gpu.STAGES for case in gpu.cases_of(stage, device, tmp_path)]
+    assert {case.stage for case in cases} == set(gpu.STAGES)
+    assert max(case.limit for case in cases) <= 300
+    assert len({case.record for case in cases}) == len(cases)
+    for case in cases:
+        script = [word for word in case.command if word.endswith(".py")]
+        assert script and all(Path(ROOT, word).exists() for word in script), case
+        assert not any("--dry-run" in word for word in case.command)
+
+
+def test_a_python_without_the_package_finds_it(gpu: ModuleType, tmp_path: Path) -> None:
+    place = gpu.lay_out(tmp_path / "package")
+    gpu.lay_out(place)  # again, by a run that goes on
+    code = "import videomaker.kernels as k, videomaker.train.config as t; print(k.__file__, t.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(place)}
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert all(name.startswith(str(place)) for name in found.stdout.split())
+
+
+def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tmp_path: Path) -> None:
+    command = [*DRY_RUN, "--out", str(tmp_path), "--stages", "attention,memcheck"]
+    report = tmp_path / "run.json"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 600
+    while not report.exists() and running.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1)
+    running.kill()
+    running.wait()
+    kept = json.loads(report.read_text())["stages"]
+    assert list(kept) == ["attention"]
+    result = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    stages = json.loads(report.read_text())["stages"]
+    assert stages["attention"] == kept["attention"]
+    assert {case["status"] for case in stages["memcheck"].values()} == {"passed"}
+    lines = [line for line in result.stdout.splitlines() if line.startswith("passed")]
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["memcheck", "racecheck"]
+    (attention,) = stages["attention"].values()
+    assert {r["path"] for r in attention["details"]["results"] if r["median_ms"] > 0} == {"naive", "usual", "sdpa"}

@@ -1,0 +1,144 @@
+"""Changes of a pipeline after `compile()`: they act, or are refused in words; never are they ignored.
+
+The graphs themselves are those of test_compiled; here the functions that they are made of run eagerly, in seconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from ip_adapters import ip_adapter_state
+from PIL import Image
+from tiny import tiny_pipeline, tiny_unet, tiny_vae
+
+from videomaker import InputError
+from videomaker.compiled import CompiledPipeline
+
+SIZE = 16
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def _run_eagerly():
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.fixture
+def pipe():
+    pipe = tiny_pipeline()
+    pipe.compiled = CompiledPipeline(pipe)
+    return pipe
+
+
+def run(pipe, **changes) -> torch.Tensor:
+    settings = {"height": SIZE, "width": SIZE, "num_frames": 3, "num_inference_steps": 2, "output_type": "pt"}
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a fox", PICTURE, **{**settings, "generator": generator, **changes}).frames
+
+
+def lora(pipe, *, of_text: bool = False) -> dict[str, torch.Tensor]:
+    prefix, model = ("text_encoder", pipe.text_encoder) if of_text else ("unet", pipe.unet)
+    names = ("q_proj", "v_proj") if of_text else ("attn1.to_q", "attn1.to_v", "attn2.to_k")
+    state = {}
+    for name, module in model.named_modules():
+        if name.endswith(names) and isinstance(module, torch.nn.Linear):
+            state[f"{prefix}.{name}.lora_A.weight"] = torch.randn(2, module.in_features)
+            state[f"{prefix}.{name}.lora_B.weight"] = torch.randn(module.out_features, 2)
+    assert state
+    return state
+
+
+REFUSED = {
+    "a LoRA": lambda pipe: pipe.load_lora_weights(lora(pipe)),
+    "a LoRA of the text encoder": lambda pipe: pipe.load_lora_weights(lora(pipe, of_text=True)),
+    "FreeU": lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
+    "an IP-Adapter": lambda pipe: pipe.load_ip_adapter(
+        [ip_adapter_state(pipe.unet)], subfolder=None, weight_name=None, image_encoder_folder=None
+    ),
+    "another UNet": lambda pipe: setattr(pipe, "unet", tiny_unet().eval()),
+    "another VAE": lambda pipe: setattr(pipe, "vae", tiny_vae().eval()),
+    "the VAE's slices": lambda pipe: pipe.vae.enable_slicing(),
+    "the VAE's tiles": lambda pipe: pipe.vae.enable_tiling(),
+    "the VAE fused": lambda pipe: pipe.fuse_qkv_projections(),
+    "the VAE's processors": lambda pipe: pipe.vae.set_attn_processor(AttnProcessor()),
+    "all of the UNet's processors": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor2_0()),
+    "one of the UNet's processors": lambda pipe: next(
+        module for name, module in pipe.unet.named_modules() if name.endswith("attn2") and "motion" not in name
+    ).set_processor(AttnProcessor()),
+    "the UNet cast": lambda pipe: pipe.unet.to(torch.float64),
+    "the VAE cast": lambda pipe: pipe.vae.to(torch.float64),
+    "weights in another place": lambda pipe: pipe.vae.load_state_dict(
+        {name: value.clone() for name, value in pipe.vae.state_dict().items()}, assign=True
+    ),
+    "a text encoder in another place": lambda pipe: pipe.text_encoder.load_state_dict(
+        {name: value.clone() for name, value in pipe.text_encoder.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_what_a_graph_does_not_hold_is_refused(pipe, change):
+    run(pipe)
+    change(pipe)
+    with pytest.raises(
+        InputError, match=r"compile\(\) again|lost their PISA|cannot be compiled|several precisions|UNet has weights"
+    ):
+        run(pipe)
+
+
+def test_what_was_there_when_compiling_cannot_change_either():
+    pipe = tiny_pipeline()
+    pipe.load_lora_weights(lora(pipe), adapter_name="one")
+    pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    wanted = run(pipe)
+    changes = {
+        "scale": lambda: pipe.set_adapters(["one"], [0.3]),
+        "off": lambda: pipe.disable_lora(),
+        "fused": lambda: pipe.fuse_lora(),
+        "unloaded": lambda: pipe.unload_lora_weights(),
+        "FreeU off": lambda: pipe.disable_freeu(),
+    }
+    for name, change in changes.items():
+        pipe.compiled = CompiledPipeline(pipe)
+        if name == "scale":
+            assert torch.allclose(run(pipe), wanted, atol=1e-4)
+        change()
+        with pytest.raises(InputError, match=r"call compile\(\) again"):
+            run(pipe)
+
+
+ACTING = {
+    "another scheduler": lambda pipe: setattr(
+        pipe, "scheduler", EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    ),
+    "FreeInit": lambda pipe: pipe.enable_free_init(num_iters=2),
+    "weights in their place": lambda pipe: pipe.unet.load_state_dict(
+        {name: value * 0.9 for name, value in pipe.unet.state_dict().items()}
+    ),
+    "the UNet fused": lambda pipe: pipe.fuse_qkv_projections(vae=False),
+    "the UNet unfused": lambda pipe: pipe.unfuse_qkv_projections(),
+    "attention in slices": lambda pipe: pipe.enable_attention_slicing(),
+}
+
+
+@pytest.mark.parametrize("change", ACTING.values(), ids=ACTING)
+def test_what_a_graph_takes_as_it_comes_acts(pipe, change):
+    plain = tiny_pipeline()
+    for one in (pipe, plain):
+        change(one)
+    assert torch.allclose(run(pipe), run(plain), atol=1e-4)
+
+
+def test_compiling_again_takes_the_change():
+    pipe, plain = tiny_pipeline(), tiny_pipeline()
+    pipe.compiled = CompiledPipeline(pipe)
+    for one in (pipe, plain):
+        torch.manual_seed(1)
+        one.load_lora_weights(lora(one))
+        one.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    pipe.compiled = CompiledPipeline(pipe)
+    assert torch.allclose(run(pipe), run(plain), atol=1e-4)

@@ -1,0 +1,106 @@
+"""Models looked over before anything loads: files, sizes, names of devices and backends; and without the libraries."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+from videomaker.kernels.pisa.api import BACKENDS
+
+from videomaker.errors import InputError
+from videomaker.jobs import model_check
+from videomaker.jobs.request import ModelSpec
+from videomaker.model_files import _check_numbers, _check_sizes, safetensors_header
+
+
+def write(path, tensors: dict, size: int):
+    header = json.dumps(tensors).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    return path
+
+
+def test_the_header_of_a_file_is_read_and_damage_told(tmp_path):
+    about = {"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    whole = write(tmp_path / "whole.safetensors", about, 8)
+    assert safetensors_header(whole) == about
+    with pytest.raises(InputError, match="cut short, 4 bytes"):
+        safetensors_header(write(tmp_path / "cut.safetensors", about, 4))
+    for content in (b"", b"\x00", b"\xff" * 20, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"xx"):
+        whole.write_bytes(content)
+        with pytest.raises(InputError, match="no safetensors file"):
+            safetensors_header(whole)
+
+
+@pytest.mark.parametrize("kind", ["BOOL", "I8", "U8", "C64", None])
+def test_weights_that_are_no_floating_numbers(tmp_path, kind):
+    about = {"dtype": kind, "shape": [1], "data_offsets": [0, 4]}
+    with pytest.raises(InputError, match=r"holds a\.weight as"):
+        _check_numbers(tmp_path / "model.safetensors", {"a.weight": about})
+    _check_numbers(tmp_path / "model.safetensors", {"text_model.position_ids": {**about, "dtype": "I64"}})
+
+
+def test_sizes_that_no_model_has(tmp_path):
+    _check_sizes(tmp_path / "config.json", {"layers_per_block": 2, "block_out_channels": [320, 640]})
+    for config in ({"layers_per_block": 10**9}, {"block_out_channels": [320, 10**9]}, {"num_hidden_layers": 1000}):
+        with pytest.raises(InputError, match="which no model has"):
+            _check_sizes(tmp_path / "config.json", config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
+        ({"device": ""}, "is unknown"),
+        ({"device": "cpu; rm"}, "is unknown"),
+        ({"attention_backend": "flash"}, "unknown attention backend 'flash'"),
+        ({"dtype": "int8"}, "dtype 'int8' is unknown"),
+        ({"weights": "missing.bin"}, "checkpoint missing.bin does not exist"),
+        ({"loras": ("missing.safetensors:0.5",)}, "is no .safetensors or .bin file"),
+        ({"vae": "missing"}, "VAE 'missing' is not here"),
+        ({"motion_adapter": "x" * 5000}, "motion adapter"),
+    ],
+)
+def test_what_a_model_is_asked_to_be(changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        model_check.check_model(ModelSpec(**changes))
+    assert len(str(caught.value)) < 400
+
+
+def test_names_are_those_of_the_libraries():
+    assert set(model_check.BACKENDS) == {"auto", *BACKENDS}
+
+
+LIGHT = """
+import sys
+from typer.testing import CliRunner
+from videomaker.cli import app
+for words in {commands!r}:
+    code = CliRunner().invoke(app, words).exit_code
+    assert code == (0 if "--help" in words else 2), (words, code)
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_slips_are_told_before_the_libraries_load(tmp_path):
+    """One process for all, since what it has not loaded by the last command it never has."""
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "bad.json").write_text("{}")
+    make = ["generate", "-r", str(tmp_path / "a.png"), "-p", "a fox", "-o", str(tmp_path / "out.mp4")]
+    commands = [
+        ["--help"], ["generate", "--help"], ["evaluate", "run", "--help"],
+        ["generate", "--from-json", str(tmp_path / "bad.json")], ["generate", "--from-json", "missing.json"],
+        [*make, "--model", "missing"], [*make, "--width", "33"], [*make, "--frames", "100"], [*make, "--device", "gpu"],
+        [*make, "--attention-backend", "flash"], [*make, "--weights", "missing.bin"], [*make, "--vae", "missing"],
+        [*make, "--lora", "missing"], [*make, "--models", "x"], [*make, "--artifacts", "x"],
+        ["export", str(tmp_path / "missing")], ["convert", "missing.bin", str(tmp_path / "x.safetensors")],
+        ["evaluate", "run", str(tmp_path / "missing")],
+        ["warmup", "--save", str(tmp_path / "w"), "--frames", "100"],
+    ]  # fmt: skip
+    script = LIGHT.format(commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,169 @@
+"""The page in real Chromium over a real server: upload, progress, playback, variation, cancel, delete, errors."""
+
+from __future__ import annotations
+
+import pytest
+from browser import DESKTOP, PHONE, NoBrowser, open_browser
+from page_checks import NO_FAULTS, faults, open_page
+from serving import PICTURE, ServerProcess, submit, wait_for
+
+PROMPT = "a big creature hopping to the left over a green meadow"
+SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+
+# Every text that the progress shows from now on, in order.
+WATCH = """() => {
+  const words = document.getElementById("veil-words");
+  window.seen = [];
+  new MutationObserver(() => {
+    if (seen.at(-1) !== words.textContent) seen.push(words.textContent);
+  }).observe(words, { childList: true, characterData: true, subtree: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        with open_browser() as browser:
+            yield browser
+    except NoBrowser as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory):
+    with ServerProcess(tmp_path_factory.mktemp("server"), renderer="model", workers=1) as server:
+        server.wait_ready(240)
+        yield server
+
+
+def ask(page, *, steps, prompt=PROMPT):
+    """Fills the form in, sends it, and waits until the page shows the new video and no earlier one."""
+    page.wait_for_selector("#server[data-state=ready]")
+    before = page.evaluate("location.hash")
+    page.set_input_files("#picture", PICTURE)
+    page.fill("#prompt", prompt)
+    if not page.is_visible("#num_inference_steps"):
+        page.click("summary")
+    page.fill("#num_inference_steps", str(steps))
+    page.click("#make")
+    wait_other(page, before)
+
+
+def wait_other(page, before):
+    page.wait_for_function("before => location.hash !== before", arg=before)
+
+
+def wait_done(page):
+    page.wait_for_selector("#player:visible")
+    page.wait_for_function("() => document.getElementById('player').currentTime > 0")
+
+
+@SIZES
+def test_a_video_from_the_picture_to_its_deletion(browser, server, size):
+    with open_page(browser, server.address, viewport=size) as page:
+        page.evaluate(WATCH)
+        ask(page, steps=16)
+        wait_done(page)
+        steps = [int(text.split()[1]) for text in page.evaluate("seen") if text.startswith("Step")]
+        assert len(steps) >= 3 and steps == sorted(steps) and max(steps) <= 16
+        first = page.evaluate("location.hash")
+        assert page.evaluate("document.getElementById('player').videoWidth") == 256  # 32 pixels, each eight times
+        assert page.evaluate("document.getElementById('reference').naturalWidth") == 32
+        for link, mark in (("#download", b"ftyp"), ("#download-record", b'"seed"')):
+            with page.expect_download() as download:
+                page.click(link)
+            assert mark in download.value.path().read_bytes()
+
+        seed = page.inner_text(".facts dd >> nth=0")
+        page.click("#vary")
+        wait_other(page, first)
+        wait_done(page)
+        assert page.inner_text(".facts dd >> nth=0") != seed
+        assert page.locator(".card").count() >= 2
+
+        page.click("#delete")
+        page.click("#confirm button[value=keep]")
+        assert page.is_visible("#player")
+        gone = page.evaluate("location.hash.slice(1)")
+        page.click("#delete")
+        page.click("#confirm button[value=delete]")
+        page.wait_for_function("gone => !document.querySelector(`[data-id=${gone}]`)", arg=gone)
+        with server.client() as client:
+            assert client.get(f"/v1/videos/{gone}").status_code == 404
+
+
+@SIZES
+def test_cancel_stops_what_is_made(browser, server, size):
+    with open_page(browser, server.address, viewport=size) as page:
+        ask(page, steps=100)
+        page.wait_for_function("() => /^Step [2-9]/.test(document.getElementById('veil-words').textContent)")
+        page.click("#cancel")
+        page.wait_for_function("() => document.getElementById('veil-words').textContent === 'Cancelled'")
+        id = page.evaluate("location.hash.slice(1)")
+    with server.client() as client:
+        video = client.get(f"/v1/videos/{id}").json()
+    assert video["error"]["code"] == "cancelled" and video["step"] < 100
+
+
+@SIZES
+def test_what_cannot_be_made_is_said_in_words(browser, server, size, tmp_path):
+    no_picture = tmp_path / "holiday.png"
+    no_picture.write_bytes(b"not a picture at all")
+    with open_page(browser, server.address, expected=("400 (Bad Request)",), viewport=size) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        page.click("#make")
+        assert "Add a picture" in page.inner_text("#error")
+        page.set_input_files("#picture", no_picture)
+        page.fill("#prompt", PROMPT)
+        page.click("#make")
+        page.wait_for_function("() => document.getElementById('error').textContent.includes('picture')")
+        page.set_input_files("#picture", PICTURE)
+        page.click("summary")
+        page.fill("#size", "33x32")
+        page.click("#make")
+        page.wait_for_function("() => document.getElementById('error').textContent.includes('multiples of')")
+        assert page.get_attribute("#size", "aria-invalid") == "true"
+        assert page.evaluate("document.activeElement.id") == "size"
+
+
+def test_keys_alone_make_a_video(browser, server):
+    with open_page(browser, server.address, viewport=DESKTOP) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.set_input_files("#picture", PICTURE)
+        page.focus("#prompt")
+        page.keyboard.type(PROMPT)
+        before = page.evaluate("location.hash")
+        page.keyboard.press("Control+Enter")
+        wait_other(page, before)
+        page.wait_for_function("() => document.getElementById('live').textContent !== ''")
+        wait_done(page)
+        assert page.inner_text("#live") == "The video is ready"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@SIZES
+def test_seen_heard_and_touched_by_everybody(browser, server, size, scheme):
+    with server.client() as client:
+        done = submit(client, PROMPT, num_inference_steps="2").json()["id"]
+        wait_for(client, done, 120)
+    options = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}
+    with open_page(browser, server.address, **options) as page:
+        page.wait_for_selector("#player:visible")
+        page.click("summary")
+        assert faults(page) == NO_FAULTS
+        assert page.evaluate("document.getElementById('player').paused")  # nothing moves unasked
+        assert page.evaluate("document.getAnimations().length") == 0
+        page.click("#make")  # an error, in its colour
+        assert faults(page) == NO_FAULTS
+        page.click("#delete")
+        assert faults(page) == NO_FAULTS
+
+
+def test_the_interface_is_described_without_a_network(browser, server):
+    with open_page(browser, f"{server.address}/docs", viewport=DESKTOP) as page:
+        page.wait_for_selector(".opblock")
+        assert page.locator(".opblock").count() >= 10
+        page.click(".opblock-post >> nth=0")
+        page.wait_for_selector(".opblock-body:has-text('input_reference')")

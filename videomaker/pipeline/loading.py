@@ -1,0 +1,113 @@
+"""Where a pipeline comes from: folders, other pipelines, single files, checkpoints; and where it goes."""
+
+import os
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from diffusers import AnimateDiffPipeline, DDIMScheduler, DiffusionPipeline, MotionAdapter
+
+from videomaker.errors import InputError
+from videomaker.generation import FILE, read_generation_defaults
+from videomaker.model_files import check_model_files
+from videomaker.weights import CoverageReport, load_into, load_text_encoder, read_state_dict
+
+from .parts import Parts
+
+# AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
+ANIMATEDIFF_SCHEDULE = {
+    "clip_sample": False,
+    "timestep_spacing": "linspace",
+    "beta_schedule": "linear",
+    "steps_offset": 1,
+}
+
+
+class LoadingMixin(Parts):
+    """diffusers' ways to load and save, which here know the motion adapter as a folder and `generation.json`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Loads a saved VideoMaker folder, or an SD 1.5 base when `motion_adapter` (a folder or a module) is given.
+
+        A base gets AnimateDiff's DDIM schedule unless `scheduler` is given. Other arguments are those of diffusers'
+        `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            InputError: a part of the folder is absent, was not fetched, or lacks tensors.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / "model_index.json").is_file():
+            check_model_files(folder, given=kwargs.keys())
+        if "text_encoder" not in kwargs and (folder / "text_encoder").is_dir():
+            kwargs["text_encoder"] = load_text_encoder(
+                folder / "text_encoder", dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
+            )
+        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        _set_schedule(pipe, kwargs)
+        pipe.generation_defaults = read_generation_defaults(folder)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """As in diffusers: a pipeline of another one's parts, which it shares, in their dtype unless one is given.
+
+        With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`.
+        """
+        if not {"torch_dtype", "dtype"} & kwargs.keys():
+            kwargs["torch_dtype"] = pipeline.dtype
+        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
+        pipe = super().from_pipe(pipeline, **kwargs)
+        _set_schedule(pipe, kwargs)
+        return pipe
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """As in diffusers, with AnimateDiff's schedule, as in `from_pretrained`; `motion_adapter` may be a folder."""
+        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
+        pipe = super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        _set_schedule(pipe, {"motion_adapter": True, **kwargs})
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, with the model's `generation.json`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.generation_defaults.given():
+            Path(save_directory, FILE).write_text(self.generation_defaults.model_dump_json(exclude_none=True, indent=2))
+
+    def load_videomaker_weights(self, path: str | os.PathLike) -> CoverageReport:
+        """Loads a published or own checkpoint into the UNet, full or partial, `.safetensors` or `.bin`.
+
+        Returns:
+            How many of the expected tensors the checkpoint held.
+
+        Raises:
+            InputError: the checkpoint cannot be read, holds none of the trained tensors, or does not fit the UNet.
+        """
+        return load_into(self.unet, read_state_dict(path))
+
+
+def _load_adapter(options: dict[str, Any], dtype: Any = None) -> None:
+    """Loads the motion adapter of `options` in its place, if it is given as a folder."""
+    if isinstance(adapter := options.get("motion_adapter"), (str, os.PathLike)):
+        if not Path(adapter, "config.json").is_file():
+            raise InputError(
+                f"motion adapter {str(adapter)!r} is not a folder in the diffusers format (with config.json)"
+            )
+        dtypes = {} if dtype is None else {"torch_dtype": dtype}
+        options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtypes)
+
+
+def _set_schedule(pipe: AnimateDiffPipeline, options: dict[str, Any]) -> None:
+    """Gives a base that just got its motion adapter AnimateDiff's schedule, unless a scheduler was given."""
+    if options.get("motion_adapter") is not None and "scheduler" not in options and pipe.scheduler is not None:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ANIMATEDIFF_SCHEDULE)
+
+
+def _text_dtype(options: dict[str, Any]) -> torch.dtype:
+    """The dtype that diffusers would load the text encoder in; transformers would take that of the file."""
+    asked = options.get("torch_dtype") or options.get("dtype") or torch.float32
+    if isinstance(asked, dict):
+        asked = asked.get("text_encoder", asked.get("default", torch.float32))
+    return cast(torch.dtype, asked)
