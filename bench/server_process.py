@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import psutil
@@ -26,27 +26,27 @@ def submit(client: Any, prompt: str = "a creature", headers: dict[str, str] | No
     return client.post("/v1/videos", data={"prompt": prompt, **fields}, files=files, headers=headers or {})
 
 
-class ServerProcess:
-    """`videomaker serve` as its users start it, on a free port.
+class Process:
+    """A command of `videomaker` as its users start it.
 
     Args:
         folder: of its data.
+        arguments: the command and its own.
         settings: of the server, as variables.
     """
 
     def __init__(self, folder: Path, *arguments: str, **settings: Any):
-        values = {"data": folder, "port": 0, "renderer": "fake", "log_format": "json", **settings}
+        values = {"data": folder, "renderer": "fake", "log_format": "json", **settings}
         environment = {f"VIDEOMAKER_{name.upper()}": str(value) for name, value in values.items()}
         self.log = folder / "server.log"
         folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "videomaker", "serve", *arguments],
+                [sys.executable, "-P", "-m", "videomaker", *arguments],
                 env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.address = self._line(r"http://\S+", 60)
 
     def _read(self) -> None:
         for line in self.process.stdout:
@@ -60,13 +60,9 @@ class ServerProcess:
                 return match[0]
         raise AssertionError(f"the server ended: {self.log.read_text()[-2000:]}")
 
-    def wait_ready(self, seconds: float = 60) -> float:
+    def wait_ready(self, seconds: float = 600) -> float:
         """Until a worker is warm: the seconds that the server says it took."""
         return float(self._line(r"ready after [\d.]+", seconds).split()[-1])
-
-    def client(self, **options: Any) -> httpx2.Client:
-        """A connection to it."""
-        return httpx2.Client(base_url=self.address, timeout=30, **options)
 
     def children(self) -> list[int]:
         """Its workers' processes."""
@@ -78,11 +74,30 @@ class ServerProcess:
             self.process.send_signal(sig)
         return self.process.wait(seconds)
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGKILL)
+
+
+class ServerProcess(Process):
+    """`videomaker serve`, on a free port."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: Any):
+        super().__init__(folder, "serve", *arguments, **{"port": 0, **settings})
+        self.address = self._line(r"http://\S+", 180)
+
+    def client(self, **options: Any) -> httpx2.Client:
+        """A connection to it."""
+        return httpx2.Client(base_url=self.address, timeout=60, **options)
+
+
+class WorkerProcess(Process):
+    """`videomaker worker`."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: Any):
+        super().__init__(folder, "worker", *arguments, **settings)
 
 
 def wait_for(client: Any, id: str, seconds: float = 30, until: tuple[str, ...] = ("completed", "failed")) -> dict:

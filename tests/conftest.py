@@ -24,6 +24,48 @@ def training_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A PostgreSQL server of this run's own."""
+    from services import Postgres, Unavailable
+
+    pytest.importorskip("psycopg")
+    try:
+        server = Postgres(tmp_path_factory.mktemp("services") / "postgres")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory):
+    """An S3 store of this run's own; its credentials are in the environment."""
+    from services import ObjectStore, Unavailable
+
+    try:
+        server = ObjectStore(tmp_path_factory.mktemp("services") / "s3")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])
+def any_database(request, tmp_path):
+    """An empty database of each kind."""
+    from videomaker.serve.database import Database
+
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").create()
+    database = Database(url)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
 def process_group():
     """This process as a group of one rank: its device, and what of the environment says so."""
     from videomaker.train.engine import start_distributed

@@ -11,15 +11,14 @@ from sqlalchemy import select, update
 
 from videomaker.serve import migrate
 from videomaker.serve.admission import Limits, Refused
-from videomaker.serve.database import Database
 from videomaker.serve.queue import KeyReused, Queue
 from videomaker.serve.registry import Registry, WorkerState
 from videomaker.serve.tables import videos
 
 
 @pytest.fixture
-def queue(tmp_path) -> Queue:
-    database = Database(f"sqlite:///{tmp_path / 'q.db'}")
+def queue(any_database) -> Queue:
+    database = any_database
     migrate.upgrade(database)
     return Queue(database, lease_seconds=30, max_attempts=3)
 

@@ -8,6 +8,7 @@ import time
 import pytest
 from serving import client_of, make_state, make_worker, submit
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from videomaker.serve.fake import FakeRenderer
 from videomaker.serve.renderer import OutOfMemory
@@ -141,6 +142,7 @@ def test_a_result_under_a_lost_lease_is_thrown_away(state, monkeypatch):
 def test_a_store_that_is_away_fails_no_job(state, monkeypatch):
     (id,) = submitted(state, "a")
     worker = make_worker(state)
+    monkeypatch.setattr("videomaker.serve.worker.PATIENCE", -1)
     monkeypatch.setattr(state.store, "put", lambda *_: (_ for _ in ()).throw(OSError("away")))
     monkeypatch.setattr("videomaker.serve.worker.STORE_SECONDS", 0)
     worker.work_once()
@@ -148,6 +150,35 @@ def test_a_store_that_is_away_fails_no_job(state, monkeypatch):
     monkeypatch.undo()
     worker.work_once()
     assert ends(state, [id]) == ["completed"]
+
+
+def test_a_finished_video_waits_for_the_store_and_the_database(state, monkeypatch):
+    (id,) = submitted(state, "a")
+    put, finish, tries, renders = state.store.put, state.queue.finish, [], []
+    render = FakeRenderer.render
+
+    def flaky(call, error):
+        def tried(*arguments, **options):
+            tries.append(call)
+            if tries.count(call) < 3:
+                raise error
+            return call(*arguments, **options)
+
+        return tried
+
+    monkeypatch.setattr(FakeRenderer, "render", lambda *args: renders.append(1) or render(*args))
+    monkeypatch.setattr(state.store, "put", flaky(put, OSError("away")))
+    monkeypatch.setattr(state.queue, "finish", flaky(finish, OperationalError("", {}, Exception("away"))))
+    monkeypatch.setattr("videomaker.serve.lease.AGAIN_SECONDS", 0)
+    make_worker(state).work_once()
+    assert ends(state, [id]) == ["completed"] and renders == [1] and tries.count(finish) == 3
+
+
+def test_a_reference_that_is_gone_fails_its_job_alone(state):
+    lost, kept = submitted(state, "a", "b")
+    state.store.delete(f"videos/{lost}")
+    make_worker(state).work_once()
+    assert ends(state, [lost, kept]) == ["reference_lost", "completed"]
 
 
 def test_cost_is_learnt_and_told(state):

@@ -9,61 +9,37 @@ import typer
 
 from videomaker.errors import InputError
 
-from . import options
+from . import options, serve_options
 from .app import app
 
 if TYPE_CHECKING:
     from videomaker.serve.keys import Keys
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="VIDEOMAKER_CONFIG", help="A TOML file of settings; see docs/serving.md."),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder of the database and the files.", show_default="your data folder"),
-]
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen at.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8000")] = None,
-    data: Data = None,
-    config: Config = None,
-    database: Annotated[str | None, typer.Option(help="An SQLAlchemy URL.", show_default="SQLite in DATA")] = None,
-    files: Annotated[str | None, typer.Option(help="A folder, or s3://…", show_default="DATA/files")] = None,
+    data: serve_options.Data = None,
+    config: serve_options.Config = None,
+    database: serve_options.Database = None,
+    files: serve_options.Files = None,
     model: options.Model = None,
     motion_adapter: options.MotionAdapter = None,
     weights: options.Weights = None,
-    dtype: Annotated[
-        options.DtypeName | None,
-        typer.Option(help="float16 on CUDA, else float32.", show_default="auto", rich_help_panel=options.MODEL),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            help="A worker each, such as cuda:0,cuda:1.",
-            show_default="every CUDA device, or the CPU",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    compile: Annotated[
-        bool | None,
-        typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
-    ] = None,
+    dtype: serve_options.Dtype = None,
+    devices: serve_options.Devices = None,
+    compile: serve_options.Compile = None,
     artifacts: options.Artifacts = None,
     models: options.SubjectModels = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1"),
+    batch: serve_options.Batch = None,
+    renderer: serve_options.Renderer = None,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Make videos here, too.", show_default="worker"),
     ] = None,
-    renderer: Annotated[
-        Literal["model", "fake"] | None,
-        typer.Option(help="fake: coloured frames, for load tests.", show_default="model"),
-    ] = None,
-    log_format: Annotated[Literal["auto", "console", "json"] | None, typer.Option(help="Of the log on stderr.")] = None,
-    show_config: Annotated[bool, typer.Option("--show-config", help="Print what is resolved, and end.")] = False,
+    log_format: serve_options.LogFormat = None,
+    show_config: serve_options.ShowConfig = False,
 ) -> None:
     """Serve videos over HTTP, with a page, on this machine.
 
@@ -77,6 +53,7 @@ def serve(
         "host": host, "port": port, "data": data, "database": database, "files": files, "model": model,
         "motion_adapter": motion_adapter, "weights": weights, "dtype": dtype, "devices": devices, "batch": batch,
         "compile": compile, "artifacts": artifacts, "renderer": renderer, "log_format": log_format,
+        "engine": None if worker is None else "local" if worker else "external",
         "highlight_models": models,
     }  # fmt: skip
     resolved = load_config(config, **settings)
@@ -169,8 +146,8 @@ def keys_create(
     max_active: Annotated[int | None, typer.Option(min=1, help="Unfinished videos at once.")] = None,
     max_per_hour: Annotated[int | None, typer.Option(min=1, help="Videos an hour.")] = None,
     priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
-    data: Data = None,
-    config: Config = None,
+    data: serve_options.Data = None,
+    config: serve_options.Config = None,
 ) -> None:
     """Make a key and print it: this once, for only its SHA-256 is kept."""
     key = _keys(config, data).create(name, max_active=max_active, max_per_hour=max_per_hour, priority=priority)
@@ -178,7 +155,7 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keys_list(data: Data = None, config: Config = None) -> None:
+def keys_list(data: serve_options.Data = None, config: serve_options.Config = None) -> None:
     """List the keys, without what is secret in them."""
     from datetime import datetime
 
@@ -192,7 +169,9 @@ def keys_list(data: Data = None, config: Config = None) -> None:
 
 
 @keys_app.command("revoke")
-def keys_revoke(name: Annotated[str, typer.Argument()], data: Data = None, config: Config = None) -> None:
+def keys_revoke(
+    name: Annotated[str, typer.Argument()], data: serve_options.Data = None, config: serve_options.Config = None
+) -> None:
     """Make a key useless from now on; its owner's videos stay."""
     _keys(config, data).revoke(name)
     typer.echo(f"{name} is revoked")

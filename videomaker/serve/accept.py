@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from videomaker.errors import InputError
 
 from . import pictures
 from .admission import Limits, Refused
+from .database import PASSING, wait_out
 from .highlighting import Reference
 from .keys import Owner
 from .models import Bucket
@@ -23,6 +25,7 @@ from .queue import KeyReused, NewJob
 from .schema import VideoRequest, check_declared, resolve
 from .state import State
 
+DATABASE_PATIENCE = 20  # seconds for which a submit is tried again
 DISK_RETRY = 60  # seconds after which a client may ask again whether the disk has room
 
 
@@ -87,11 +90,14 @@ def accept(
     _check_safety(state, request, [upload.image for upload in uploads], earlier)
     try:
         for reference, data in zip(request["references"], files, strict=False):
-            state.store.put(reference["key"], data)
+            with suppress(FileExistsError):  # the id is ours alone: an earlier try whose answer was lost
+                state.store.put(reference["key"], data)
         for reference, old in zip(request["references"], earlier["references"] if earlier else (), strict=False):
             state.store.copy(old["key"], reference["key"])
         state.store.settle(f"videos/{id}")
         accepted, is_new = _submit(state, id, asked, request, call)
+    except PASSING:
+        raise  # nobody knows whether there is a row; without one, the files are swept later
     except BaseException:
         state.store.delete(f"videos/{id}")
         raise
@@ -177,7 +183,7 @@ def _submit(state: State, id: str, asked: VideoRequest, request: dict[str, Any],
         config.merge_retries,
     )
     try:
-        return state.queue.submit(job, limits)
+        return wait_out(lambda: state.queue.submit(job, limits), DATABASE_PATIENCE)
     except KeyReused as error:
         reused = "this Idempotency-Key belongs to another request: use a new one"
         raise ApiError(422, reused, code="idempotency_key_reused") from error

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from obstore.exceptions import BaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -14,10 +17,13 @@ from videomaker import __version__
 
 from .api import content, events, page, system, videos
 from .api.middleware import Boundary
+from .database import PASSING
 from .problems import ApiError
 from .schema import ErrorAnswer
 from .state import State
 
+log = structlog.get_logger("videomaker.serve.http")
+AWAY_RETRY = 2  # seconds
 _DESCRIPTION = """Puts a subject, given as one picture, into a video described by a prompt.
 
 The interface is OpenAI's Videos with fields of our own; every error is `{"error": {message, type, param, code}}`."""
@@ -50,6 +56,8 @@ def create_app(state: State) -> FastAPI:
         app.include_router(router)
     page.mount_files(app)
     app.add_exception_handler(ApiError, _api_error)
+    for kind in (*PASSING, PoolTimeout, BaseError):
+        app.add_exception_handler(kind, _away)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_middleware(Boundary, state=state)
@@ -59,6 +67,13 @@ def create_app(state: State) -> FastAPI:
 async def _api_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _away(_request: Request, error: Exception) -> JSONResponse:
+    """The database or the object store does not answer: no fault of the request's, which may be sent again."""
+    log.warning("away", error=str(error).splitlines()[0][:300])
+    answer = ApiError(503, "a part of this server is away for now: try again soon", code="away", retry_after=AWAY_RETRY)
+    return JSONResponse(answer.body(), answer.status, answer.headers())
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

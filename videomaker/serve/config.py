@@ -58,6 +58,9 @@ class ServeConfig(BaseSettings):
     data: Path = Field(default_factory=lambda: platformdirs.user_data_path("videomaker"))
     database: str = Field("", description="An SQLAlchemy URL; empty: SQLite in the data folder.")
     files: str = Field("", description="A folder or an object store's URL; empty: files/ in the data folder.")
+    files_options: dict[str, str] = Field({}, description="Of the object store: endpoint, region, …")
+    files_public_endpoint: str = Field("", description="Where clients reach the object store, if not at endpoint.")
+    files_links: bool = Field(True, description="Videos are fetched from the object store itself, by signed links.")
     allowed_hosts: Names = Field((), description="Host names that browsers may use; loopback's are known.")
 
     model: str = Field("default", description="'default' is the embedded model; else a folder.")
@@ -75,6 +78,11 @@ class ServeConfig(BaseSettings):
     renderer: Literal["model", "fake"] = Field("model", description="'fake' makes coloured frames, for load tests.")
     fake_seconds: float = Field(0.0, ge=0, description="What a step of the fake renderer takes.")
     workers: int | None = Field(None, ge=0, description="Worker processes here; none: one for each device.")
+    engine: Literal["local", "external", "ray"] = Field(
+        "local", description="Who makes the videos: workers of this machine, others of the same database, or Ray Serve."
+    )
+
+    idle_exit: float | None = Field(None, ge=0, description="Seconds without work after which a worker ends.")
 
     max_side: int = Field(1024, ge=8)
     max_steps: int = Field(100, ge=1)

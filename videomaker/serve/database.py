@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import fcntl
@@ -13,12 +15,19 @@ except ImportError:  # Windows: writers wait as SQLite lets them
     fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 from sqlalchemy import ColumnElement, Connection, create_engine, event, literal_column, make_url, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from videomaker.errors import InputError
 
+T = TypeVar("T")
+# A connection that was lost, a server that starts or ends, a deadlock: what the same transaction may not meet again.
+PASSING = (OperationalError, InterfaceError)
 BUSY_SECONDS = 30  # how long a writer waits for another on SQLite
+# Of libpq, in seconds (the last in milliseconds): a server whose host is gone is noticed, not waited for.
+_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+             "tcp_user_timeout": 20_000}  # fmt: skip
+RETRY_SECONDS = (0.05, 1.0)  # between two tries of a transaction: the first pause, the longest
 _CLOCKS = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
     "postgresql": "extract(epoch from clock_timestamp())::double precision",
@@ -31,21 +40,25 @@ class Database:
     Args:
         url: of SQLAlchemy.
         pooled: whether connections are kept; a process that waits most of the time does without.
+        patience: seconds for which a PostgreSQL server that takes no connection is waited for.
 
     Attributes:
+        shown: the URL without its password.
         now: the database's clock as an expression, in seconds since 1970: what leases are measured with.
 
     Raises:
         InputError: it is another kind of database, or its driver is not installed.
     """
 
-    def __init__(self, url: str, *, pooled: bool = True):
+    def __init__(self, url: str, *, pooled: bool = True, patience: float = 10):
         kind = make_url(url).get_backend_name()
         if kind not in _CLOCKS:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
+        self.shown = shown_url(url)
         self.is_sqlite = kind == "sqlite"
         self.now: ColumnElement[float] = literal_column(_CLOCKS[kind])
         self._line: Path | None = None
+        self._patience, self._hurry = patience, threading.local()
         options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
         if self.is_sqlite:
             file = Path(make_url(url).database or "")
@@ -54,6 +67,7 @@ class Database:
             options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
         else:
             options["pool_pre_ping"] = True
+            options["connect_args"] = _POSTGRES
         try:
             self.engine = create_engine(url, **options)
         except ModuleNotFoundError as error:
@@ -61,6 +75,13 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine, "do_connect", self._connect)
+
+    def _connect(self, dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+        """A restart or a failover is over in seconds: whoever asks meanwhile waits rather than fails."""
+        patience = 0.0 if getattr(self._hurry, "on", False) else self._patience
+        return wait_out(lambda: dialect.connect(*arguments, **options), patience, dialect.loaded_dbapi.OperationalError)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -90,17 +111,47 @@ class Database:
             yield connection
 
     def answers(self) -> bool:
-        """Whether the database can be reached and asked."""
+        """Whether the database can be reached and asked, now."""
+        self._hurry.on = True
         try:
             with self.read() as connection:
                 connection.execute(select(self.now))
         except SQLAlchemyError:
             return False
+        finally:
+            self._hurry.on = False
         return True
 
     def close(self) -> None:
         """Closes every connection."""
         self.engine.dispose()
+
+
+def shown_url(url: str) -> str:
+    """A database's URL without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def wait_out(transaction: Callable[[], T], seconds: float, passing: Any = PASSING) -> T:
+    """The outcome of a transaction that may be run again, for as long as the database only stays away.
+
+    Args:
+        transaction: what to do; a try whose connection was lost may have been committed.
+        seconds: how long to go on.
+        passing: the errors after which it is run again.
+
+    Raises:
+        OperationalError, InterfaceError: it stayed away.
+    """
+    until, pause = time.monotonic() + seconds, RETRY_SECONDS[0]
+    while True:
+        try:
+            return transaction()
+        except passing:
+            if time.monotonic() + pause > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, RETRY_SECONDS[1])
 
 
 def _prepare_sqlite(connection, _record) -> None:

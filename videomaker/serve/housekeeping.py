@@ -44,7 +44,9 @@ class Housekeeper:
                     work()
                 except Exception as error:  # database or store away: the next round tries again
                     log.warning("housekeeping failed", work=work.__name__, error=str(error))
-                due[work] = time.monotonic() + every[work]
+                    # Leases that ended while the database was away may be their workers' still.
+                    due[self._reap] = time.monotonic() + self.state.queue.lease_seconds
+                due[work] = max(due[work], time.monotonic() + every[work])
 
     def _reap(self) -> None:
         if count := self.state.queue.reap():

@@ -6,14 +6,22 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 import structlog
+from obstore.exceptions import BaseError
 from sqlalchemy.exc import SQLAlchemyError
 
+from .database import PASSING
 from .queue import Queue
 
+T = TypeVar("T")
 log = structlog.get_logger("videomaker.serve.worker")
 PROGRESS_SECONDS = 0.5  # between two renewals while steps come in
+
+
+AGAIN_SECONDS = 1  # between two tries of something that is away
+AWAY = (*PASSING, BaseError, OSError)  # errors of a database or a store, not of a job
 
 
 class Stopped(Exception):
@@ -29,6 +37,7 @@ class LeaseKeeper:
         step_timeout: seconds without a step after which `on_timeout` is called and the lease let go.
         on_timeout: ends a process that hangs.
         is_stopping: whether the worker must give its jobs back now.
+        patience: seconds for which `insist` goes on.
     """
 
     def __init__(
@@ -40,9 +49,10 @@ class LeaseKeeper:
         step_timeout: float,
         on_timeout: Callable[[], None],
         is_stopping: Callable[[], bool],
+        patience: float = 600,
     ):
         self.queue, self.lease, self.wanted = queue, lease, ids
-        self.step = 0
+        self.step, self.patience = 0, patience
         self._step_timeout, self._on_timeout, self._is_stopping = step_timeout, on_timeout, is_stopping
         self._moved = time.monotonic()
         self._end = threading.Event()
@@ -63,9 +73,37 @@ class LeaseKeeper:
             Stopped: the loop has to end.
         """
         self.step += 1
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Before another try of something.
+
+        Raises:
+            Stopped: there is to be none.
+        """
         self.alive()
         if not self.wanted or self._is_stopping():
             raise Stopped
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """The outcome of a call to the database or the store, made again while they are away; the lease is kept.
+
+        Raises:
+            Stopped: the loop has to end.
+            FileNotFoundError: the store says that there is no such file.
+        """
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except AWAY as error:
+                if time.monotonic() > until:
+                    raise
+                log.warning("tried again", error=str(error).splitlines()[0][:300])
+            self._end.wait(AGAIN_SECONDS)
+            self.go_on()
 
     def alive(self) -> None:
         """Something was done: the step's time starts anew."""

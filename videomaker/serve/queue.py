@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, text, true, update
 
 from .admission import NO_LIMITS, Limits, check_room
 from .database import Database
-from .tables import api_keys, videos
+from .tables import videos
 
+REAP_LIMIT = 1000  # jobs at once
 MERGE_SECONDS = 120  # the official client has given up on its retries by then
 CANCELLED = {"code": "cancelled", "message": "the video was cancelled"}
 WORKER_LOST = {"code": "worker_lost", "message": "the worker that made the video died, more than once"}
@@ -82,8 +83,12 @@ class Queue:
             Refused: too much is waiting.
         """
         with self.database.write() as connection:
-            if not self.database.is_sqlite:  # two submits of one key, on two replicas, go one after the other
-                connection.execute(select(api_keys.c.id).where(api_keys.c.id == job.owner).with_for_update())
+            if not self.database.is_sqlite:  # two submits of one owner, on two replicas, go one after the other
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))"), {"owner": job.owner}
+                )
+            if connection.scalar(select(videos.c.id).where(videos.c.id == job.id)):
+                return job.id, True  # an earlier try whose answer was lost
             if twin := self._twin(connection, job, limits):
                 return twin, False
             check_room(connection, self.database.now, job.owner, job.model, job.cost, limits)
@@ -169,6 +174,8 @@ class Queue:
             if error is None:
                 if connection.execute(job.where(~videos.c.cancel_requested).values(**end, **done)).rowcount:
                     return True
+                if connection.scalar(select(videos.c.result).where(videos.c.id == id).where(_is_by(lease))):
+                    return True  # an earlier call whose answer was lost
                 error = CANCELLED
             connection.execute(job.values(**end, state="failed", error=error))
         return False
@@ -191,8 +198,14 @@ class Queue:
     def reap(self) -> int:
         """Takes jobs from workers that have fallen silent: how many."""
         now = self.database.now
-        lost = update(videos).where(videos.c.state == "in_progress", videos.c.lease_until < now)
+        over = videos.c.state == "in_progress", videos.c.lease_until < now
         with self.database.write() as connection:
+            # Replicas that reap at once each take what no other has: they would wait for one another for nothing.
+            free = select(videos.c.id).where(*over).limit(REAP_LIMIT).with_for_update(skip_locked=True)
+            ids = connection.scalars(free).all()
+            if not ids:
+                return 0
+            lost = update(videos).where(videos.c.id.in_(ids), videos.c.state == "in_progress")
             spent = lost.where(videos.c.attempt >= self.max_attempts)
             ends = (
                 lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)),
@@ -207,6 +220,10 @@ _AGAIN = {"state": "queued", "lease": None, "lease_until": None, "worker": None,
 
 def _held(lease: str):
     return update(videos).where(videos.c.lease == lease, videos.c.state == "in_progress")
+
+
+def _is_by(lease: str) -> ColumnElement[bool]:
+    return videos.c.result["lease"].as_string() == lease
 
 
 def _failed(error: dict[str, str], now: Any) -> dict[str, Any]:

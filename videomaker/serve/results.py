@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def store_files(store: Store, id: str, lease: str, files: dict[str, tuple[str, s
     described = {}
     for variant, (name, kind, data) in files.items():
         key = f"videos/{id}/{lease}/{name}"
-        store.put(key, data)
+        with suppress(FileExistsError):  # the lease is ours alone: an earlier try whose answer was lost
+            store.put(key, data)
         described[variant] = {
             "key": key, "type": kind, "bytes": len(data), "sha256": sha256(data),
         }  # fmt: skip

@@ -20,10 +20,11 @@ from . import migrate
 from .app import create_app
 from .checks import load_check
 from .config import ServeConfig
+from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
-from .supervisor import Supervisor
+from .supervisor import Supervisor, worker_devices
 from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
@@ -40,12 +41,14 @@ def serve(config: ServeConfig) -> int:
     configure_tracing(config.telemetry)
     start = time.monotonic()
     state = State(config)
-    _check(state)
+    check_state(state)
     listener = _listen(config)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"VideoMaker at {address}  (data in {config.data}; Ctrl-C ends)", flush=True)
-    supervisor, housekeeper = Supervisor(config), Housekeeper(state)
+    devices = worker_devices(config) if config.engine == "local" else []
+    supervisor = Supervisor(config.model_copy(update={"idle_exit": None}), devices)
+    housekeeper = Housekeeper(state)
     supervisor.start()
     housekeeper.start()
     server = _Server(state, supervisor)
@@ -56,23 +59,50 @@ def serve(config: ServeConfig) -> int:
     return 2 if supervisor.failed.is_set() else 0
 
 
-def _check(state: State) -> None:
+def check_state(state: State) -> None:
+    """Refuses what cannot be served, and makes the database ready.
+
+    Raises:
+        InputError: with the reason.
+    """
     config = state.config
     state.model  # noqa: B018  # is read, or refused, now rather than by the first request
-    for name in ("weights", "motion_adapter", "artifacts"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).exists():
-            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
+    check_paths(config)
     load_check(config.request_check)
     load_check(config.frames_check)
     state.credentials  # noqa: B018
     state.highlighter.check()
-    migrate.upgrade(state.database)
+    prepare_database(state)
     state.signer  # noqa: B018
     if not (config.is_loopback or state.keys.exist()):
         raise InputError(
             f"--host {config.host} lets others in and there are no keys: videomaker keys create NAME, or leave it out"
         )
+
+
+def check_paths(config: ServeConfig) -> None:
+    """Refuses settings that name what is not there.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    for name in ("weights", "motion_adapter", "artifacts"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
+
+
+def prepare_database(state: State) -> None:
+    """Brings the tables to this program's version.
+
+    Raises:
+        InputError: the database does not answer, or was written by a newer program.
+    """
+    try:
+        migrate.upgrade(state.database)
+    except PASSING as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise InputError(f"database {state.database.shown} does not answer: {reason}") from error
 
 
 def _listen(config: ServeConfig) -> socket.socket:
@@ -132,5 +162,13 @@ class _Server(uvicorn.Server):
 
 def show_config(config: ServeConfig) -> None:
     """Prints the resolved settings as JSON."""
-    json.dump(config.model_dump(mode="json"), sys.stdout, indent=2)
+    shown = config.model_dump(mode="json")
+    if config.database:
+        shown["database"] = shown_url(config.database)
+    shown["files_options"] = {name: _hidden(name, value) for name, value in config.files_options.items()}
+    json.dump(shown, sys.stdout, indent=2)
     print()
+
+
+def _hidden(name: str, value: str) -> str:
+    return "***" if any(word in name.lower() for word in ("secret", "token", "password", "key_id")) else value

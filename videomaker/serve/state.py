@@ -40,7 +40,12 @@ class State:
     @cached_property
     def store(self) -> Store:
         """Where the files lie."""
-        return Store(self.config.files_url)
+        config = self.config
+        return Store(config.files_url, config.files_options, public_endpoint=config.files_public_endpoint)
+
+    def link(self, key: str, method: str, seconds: float) -> str | None:
+        """A link by which clients get a file from the object store itself; None where they are not to."""
+        return self.store.signed_url(key, seconds, method) if self.config.files_links else None
 
     @cached_property
     def queue(self) -> Queue:

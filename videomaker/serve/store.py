@@ -7,12 +7,19 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from videomaker.errors import InputError
+
+if TYPE_CHECKING:
+    from obstore.store import BackoffConfig, ClientConfig, RetryConfig, S3Config
 
 CHUNK = 256 * 1024
+_KINDS = {".mp4": "video/mp4", ".webp": "image/webp", ".jpg": "image/jpeg", ".json": "application/json"}
 
 
 class Store:
@@ -20,13 +27,26 @@ class Store:
 
     Args:
         url: a folder, or the URL of an object store (`s3://bucket/prefix`).
+        options: of the object store, by obstore's names (`endpoint`, `region`, …); keys and secrets are better left to
+            the environment or the machine's role.
+        public_endpoint: where clients reach the object store, when that is not where this process does.
+        patience: seconds for which a request to an object store is tried again before it fails.
+
+    Raises:
+        InputError: the URL or an option is none that obstore knows.
     """
 
-    def __init__(self, url: str):
+    def __init__(
+        self, url: str, options: dict[str, str] | None = None, *, public_endpoint: str = "", patience: float = 10
+    ):
         self.folder = None if "://" in url else Path(url)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._store = LocalStore(self.folder) if self.folder is not None else from_url(url)
+            self._store: Any = LocalStore(self.folder)
+            return
+        self._store = _connect(url, options or {}, patience)
+        public = {**(options or {}), "endpoint": public_endpoint}
+        self._signer: Any = _connect(url, public, patience) if public_endpoint else self._store
 
     def put(self, key: str, data: bytes) -> None:
         """Writes a file that is not there yet, complete or absent; its name is on disk after `settle`.
@@ -34,8 +54,10 @@ class Store:
         Raises:
             FileExistsError: it is there already.
         """
+        kind = _KINDS.get(Path(key).suffix)  # what an object store tells those whom a link leads there
+        attributes = {"Content-Type": kind} if kind and self.folder is None else None
         try:
-            obstore.put(self._store, key, data, mode="create")
+            obstore.put(self._store, key, data, mode="create", attributes=attributes)
         except AlreadyExistsError as error:
             raise FileExistsError(f"{key} exists") from error
         if self.folder is not None:
@@ -69,11 +91,11 @@ class Store:
             end = min(position + CHUNK, stop)
             yield bytes(await obstore.get_range_async(self._store, key, start=position, end=end))
 
-    def signed_url(self, key: str, seconds: float) -> str | None:
-        """A link to the file that the store itself answers for a while; None where it has no such links."""
-        if not isinstance(self._store, (AzureStore, GCSStore, S3Store)):
+    def signed_url(self, key: str, seconds: float, method: str = "GET") -> str | None:
+        """A link to the file that the store itself answers for a while; None where files lie in a folder."""
+        if self.folder is not None:
             return None
-        return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
+        return obstore.sign(self._signer, cast("Any", method), key, timedelta(seconds=seconds))
 
     def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix (a whole part of the path)."""
@@ -107,6 +129,21 @@ class Store:
         except Exception:  # each kind of store has its own
             return False
         return self.folder is None or os.access(self.folder, os.W_OK)
+
+
+def _connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:
+    limits: ClientConfig = {
+        "timeout": timedelta(seconds=60),
+        "connect_timeout": timedelta(seconds=3),
+        "allow_http": True,
+    }
+    backoff: BackoffConfig = {"max_backoff": timedelta(seconds=2)}
+    retries: RetryConfig = {"max_retries": 20, "retry_timeout": timedelta(seconds=patience), "backoff": backoff}
+    try:
+        return from_url(url, config=cast("S3Config", options), client_options=limits, retry_config=retries)
+    except (BaseError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"files {url!r} cannot be used: {reason}; see files and files_options") from error
 
 
 def _sync(path: Path) -> None:

@@ -36,15 +36,17 @@ class Supervisor:
 
     Args:
         config: the settings, handed to each.
+        devices: of the workers, one each.
 
     Attributes:
+        ended: set when there are no workers and will be none: told to stop, or all have gone home (`idle_exit`).
         failed: set when a worker says that the settings cannot be used; its message is on stderr.
     """
 
-    def __init__(self, config: ServeConfig):
+    def __init__(self, config: ServeConfig, devices: list[str]):
         self.config = config
-        self.failed = threading.Event()
-        self._slots = [_Slot(device) for device in worker_devices(config)]
+        self.failed, self.ended = threading.Event(), threading.Event()
+        self._slots = [_Slot(device) for device in devices]
         self._end = threading.Event()
         self._until = float("inf")
         # One thread starts all: on Linux a child dies with the thread that started it.
@@ -77,12 +79,16 @@ class Supervisor:
                 process.wait()
 
     def _watch(self) -> None:
-        while not self._end.is_set():
+        while not self._end.is_set() and not self.failed.is_set() and not self._have_gone_home():
             for slot in self._slots:
                 self._look_after(slot)
             self._end.wait(0.1)
         while self.pids():  # the thread must outlive its children
             time.sleep(0.05)
+        self.ended.set()
+
+    def _have_gone_home(self) -> bool:
+        return bool(self._slots) and all(slot.due == float("inf") for slot in self._slots)
 
     def _look_after(self, slot: _Slot) -> None:
         now = time.monotonic()
@@ -91,6 +97,9 @@ class Supervisor:
             lived = now - slot.started
             if status == EXIT_INPUT and not slot.exits:
                 self.failed.set()
+            if status == 0 and self.config.idle_exit is not None:
+                slot.due = float("inf")
+                return
             slot.exits.append(status)
             steady = lived > STEADY_SECONDS
             slot.delay = BACK_OFF[0] if steady or not slot.delay else min(2 * slot.delay, BACK_OFF[1])

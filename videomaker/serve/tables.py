@@ -43,7 +43,13 @@ videos = Table(
 
 _QUEUED = text("state = 'queued'")
 _RUNNING = text("state = 'in_progress'")
-Index("videos_queued", videos.c.priority, videos.c.created, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
+_ACTIVE = text("state IN ('queued', 'in_progress')")
+Index(
+    "videos_queued",
+    videos.c.model, videos.c.priority, videos.c.created,
+    sqlite_where=_QUEUED, postgresql_where=_QUEUED,
+)  # fmt: skip
+Index("videos_active", videos.c.owner, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE)
 Index(
     "videos_queued_bucket",
     videos.c.bucket, videos.c.priority, videos.c.created,

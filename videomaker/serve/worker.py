@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -32,6 +33,7 @@ from .tracing import span
 log = structlog.get_logger("videomaker.serve.worker")
 POLL_SECONDS = (0.02, 0.2)  # between two looks at an empty queue: after a job, and after a while
 BEAT_SECONDS = 3
+PATIENCE = 600  # seconds for which a finished video waits for a store or a database that is away
 STORE_SECONDS = 1  # until a store that failed is tried again
 MEMORY = 0.3  # weight of the newest video in the mean of seconds
 EXIT_HANGS = 75  # status of a worker that ended itself because a step did not end
@@ -51,9 +53,14 @@ class Worker:
         self.stats = WorkerStats()
         self._seconds: dict[str, float] = {}
         self._check = load_check(state.config.frames_check)
-        self._ready = False
-        self._stop = threading.Event()
+        self._ready, self._idle_exit = False, state.config.idle_exit
+        self._beating, self._stop = threading.Lock(), threading.Event()
         self._stop_at = float("inf")
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is warm."""
+        return self._ready
 
     def stop(self, grace: float) -> None:
         """Takes nothing more; a batch that is not finished within `grace` seconds is given back at its next step."""
@@ -66,17 +73,19 @@ class Worker:
         start = time.perf_counter()
         self.renderer.warm_up(self.state.shapes)
         self._ready = True
-        self._beat()
+        with suppress(SQLAlchemyError):  # the next beat tells it
+            self._beat()
         log.info(
             "worker ready", worker=self.id, device=self.renderer.device, seconds=round(time.perf_counter() - start, 1)
         )
         try:
             self._work()
         finally:
-            self.state.registry.leave(self.id)
+            with suppress(SQLAlchemyError):  # it is forgotten anyway, a little later
+                self.state.registry.leave(self.id)
 
     def _work(self) -> None:
-        pause = POLL_SECONDS[0]
+        pause, worked = POLL_SECONDS[0], time.monotonic()
         while not self._stop.is_set():
             try:
                 busy = self.work_once()
@@ -85,8 +94,12 @@ class Worker:
                 busy = False
                 self._stop.wait(1)
             pause = POLL_SECONDS[0] if busy else min(pause * 1.5, POLL_SECONDS[1])
-            if not busy:
-                self._stop.wait(pause)
+            if busy:
+                worked = time.monotonic()
+                continue
+            if self._idle_exit is not None and time.monotonic() - worked > self._idle_exit:
+                return
+            self._stop.wait(pause)
 
     def work_once(self) -> bool:
         """Makes one batch, if any waits: whether there was one."""
@@ -103,6 +116,7 @@ class Worker:
             step_timeout=config.step_timeout,
             on_timeout=lambda: self._hangs(claimed),
             is_stopping=lambda: time.monotonic() > self._stop_at,
+            patience=PATIENCE,
         )
         parents = [row.traceparent for row in claimed.rows]
         with keeper, span("make videos", parents, bucket=claimed.rows[0].bucket, videos=len(rows)):
@@ -110,16 +124,18 @@ class Worker:
                 self._make(claimed, keeper, size(claimed.rows[0].bucket))
             except Stopped:
                 self._leave(claimed, keeper)
-            except (BaseError, OSError) as error:  # the store is away; nothing is wrong with the jobs
+            except (BaseError, OSError) as error:  # the store stays away; nothing is wrong with the jobs
                 log.warning("store does not answer", error=str(error))
                 self._leave(claimed, keeper)
                 self._stop.wait(STORE_SECONDS)
         return True
 
     def _make(self, claimed: Claimed, keeper: LeaseKeeper, size: int) -> None:
-        rows = claimed.rows
         start = time.perf_counter()
-        jobs = [self._load(row) for row in rows]
+        loaded = [(row, job) for row in claimed.rows if (job := self._load(row, claimed.lease, keeper))]
+        if not loaded:
+            return
+        rows, jobs = zip(*loaded, strict=True)
         try:
             outcomes = self._render(jobs, size, keeper)
         except OutOfMemory as error:
@@ -129,11 +145,18 @@ class Worker:
         self._learn(rows[0].bucket, seconds / len(rows), len(rows) / size)
         for row, outcome in zip(rows, outcomes, strict=True):
             keeper.alive()
-            self._publish(row, claimed.lease, outcome, seconds)
+            self._publish(row, claimed.lease, outcome, seconds, keeper)
 
-    def _load(self, row: Row) -> RenderJob:
-        images = [pictures.from_ppm(self.state.store.get(reference["key"])) for reference in row.request["references"]]
-        return RenderJob(row.id, row.request, tuple(images))
+    def _load(self, row: Row, lease: str, keeper: LeaseKeeper) -> RenderJob | None:
+        """The job with its pictures; None, and a failed job, when the store has them no more."""
+        keys = [reference["key"] for reference in row.request["references"]]
+        try:
+            files = [keeper.insist(partial(self.state.store.get, key)) for key in keys]
+        except FileNotFoundError as error:
+            log.error("reference lost", video=row.id, error=str(error), request_id=row.request_id)
+            self._publish(row, lease, Failed("reference_lost", "the picture of the subject is gone"), 0.0, keeper)
+            return None
+        return RenderJob(row.id, row.request, tuple(map(pictures.from_ppm, files)))
 
     def _render(self, jobs: Sequence[RenderJob], size: int, keeper: LeaseKeeper) -> list[Made | Failed]:
         try:
@@ -153,7 +176,7 @@ class Worker:
         except OutOfMemory as error:
             return Failed("out_of_memory", str(error))
 
-    def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float) -> None:
+    def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float, keeper: LeaseKeeper) -> None:
         queue, config = self.state.queue, self.state.config
         keep = None if config.keep_hours is None else 3600 * config.keep_hours
         if isinstance(outcome, Made) and self._check and (reason := self._check(row.request, outcome.frames)):
@@ -166,17 +189,17 @@ class Worker:
                 log.error("signing failed", video=row.id, error=str(error))
                 outcome = Failed("signing_failed", str(error))
         if isinstance(outcome, Failed):
-            queue.finish(lease, row.id, error=outcome.__dict__, keep=keep)
+            keeper.insist(lambda: queue.finish(lease, row.id, error=outcome.__dict__, keep=keep))
             self.stats.fail(outcome.code)
             log.warning("video failed", video=row.id, code=outcome.code, request_id=row.request_id)
             return
         encoded = time.perf_counter()
-        described = store_files(self.state.store, row.id, lease, files)
+        described = keeper.insist(lambda: store_files(self.state.store, row.id, lease, files))
         stored = time.perf_counter()
         phases = {"render": seconds, "encode": encoded - start, "store": stored - encoded}
         signed = self.state.credentials is not None
         result = {"lease": lease, "files": described, "seconds": phases, "signed": signed}
-        if not queue.finish(lease, row.id, result=result, keep=keep):
+        if not keeper.insist(lambda: queue.finish(lease, row.id, result=result, keep=keep)):
             self.state.store.delete(f"videos/{row.id}/{lease}")
             log.info("result not wanted", video=row.id, request_id=row.request_id)
             return
@@ -227,4 +250,5 @@ class Worker:
             seconds=dict(self._seconds),
             stats=self.stats.as_json(),
         )
-        self.state.registry.beat(state)
+        with self._beating:  # two first beats at once would both insert
+            self.state.registry.beat(state)

@@ -33,7 +33,8 @@ async def content(
 ) -> Response:
     """The video (mp4), a thumbnail (webp), a spritesheet (jpg), the record (json) or a reference (png).
 
-    Ranges are served, so that players can seek. A signed link of the video's `links` needs no key.
+    Ranges are served, so that players can seek. A signed link of the video's `links` needs no key. Where files
+    lie in an object store, the answer to `variant=video` is a redirect to a link that the store answers.
     """
     row = await run_in_threadpool(_find, request, state, id, variant)
     if variant == "reference":
@@ -50,7 +51,7 @@ async def content(
     }
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if url := state.store.signed_url(file["key"], LINK_SECONDS):
+    if variant == "video" and (url := state.link(file["key"], request.method, LINK_SECONDS)):
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     return _ranged(request, state, file, headers)
 

@@ -92,6 +92,6 @@ def content_security_policy(state: State, *, pictures: str = "blob:") -> str:
 
 
 def _store_origin(state: State) -> list[str]:
-    link = state.store.signed_url("videos", 60)
+    link = state.link("videos", "GET", 60)
     parts = urlsplit(link) if link else None
     return [f"{parts.scheme}://{parts.netloc}"] if parts else []

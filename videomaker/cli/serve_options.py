@@ -1,0 +1,44 @@
+"""Options of `serve`, `worker` and `keys`: settings of a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import options
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="VIDEOMAKER_CONFIG", help="A TOML file of settings; see docs/serving.md."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the database and the files.", show_default="your data folder"),
+]
+Database = Annotated[str | None, typer.Option(help="An SQLAlchemy URL.", show_default="SQLite in DATA")]
+Files = Annotated[str | None, typer.Option(help="A folder, or s3://…", show_default="DATA/files")]
+Dtype = Annotated[
+    options.DtypeName | None,
+    typer.Option(help="float16 on CUDA, else float32.", show_default="auto", rich_help_panel=options.MODEL),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="A worker each, such as cuda:0,cuda:1.",
+        show_default="every CUDA device, or the CPU",
+        rich_help_panel=options.MODEL,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
+]
+Batch = Annotated[int | None, typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1")]
+Renderer = Annotated[
+    Literal["model", "fake"] | None,
+    typer.Option(help="fake: coloured frames, for load tests.", show_default="model"),
+]
+LogFormat = Annotated[Literal["auto", "console", "json"] | None, typer.Option(help="Of the log on stderr.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print what is resolved, and end.")]
