@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
+if __name__ == "__main__":  # not where it is imported by a test, whose kernels are interpreted
+    os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 
 import torch
 from measure import environment

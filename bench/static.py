@@ -33,7 +33,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
+if __name__ == "__main__":  # not where it is imported by a test, whose kernels are interpreted
+    os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 
 import torch
 import triton

@@ -94,12 +94,12 @@ def test_slips_are_told_before_the_libraries_load(tmp_path):
     commands = [
         ["--help"], ["generate", "--help"], ["evaluate", "run", "--help"],
         ["generate", "--from-json", str(tmp_path / "bad.json")], ["generate", "--from-json", "missing.json"],
-        [*make, "--model", "missing"], [*make, "--width", "33"], [*make, "--frames", "100"], [*make, "--device", "gpu"],
+        [*make, "--model", "missing"], [*make, "--width", "33"], [*make, "--device", "gpu"],
         [*make, "--attention-backend", "flash"], [*make, "--weights", "missing.bin"], [*make, "--vae", "missing"],
         [*make, "--lora", "missing"], [*make, "--models", "x"], [*make, "--artifacts", "x"],
         ["export", str(tmp_path / "missing")], ["convert", "missing.bin", str(tmp_path / "x.safetensors")],
         ["evaluate", "run", str(tmp_path / "missing")],
-        ["warmup", "--save", str(tmp_path / "w"), "--frames", "100"],
+        ["warmup", "--save", str(tmp_path / "w"), "--width", "33"],
     ]  # fmt: skip
     script = LIGHT.format(commands=commands)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
