@@ -6,6 +6,7 @@ READY := .ready-$(notdir $(PYTHON))
 else
 PY := .venv/bin/python
 READY := .venv/.ready
+PARALLEL := -n 2 --dist loadfile
 endif
 PIP_ARGS ?=
 
@@ -38,7 +39,7 @@ test: export HF_HUB_OFFLINE = 1
 # Tiny models on several threads wait for each other more than they compute.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)   ## all tests that need no GPU
-	$(PY) -P -m pytest tests -m "not scale"  # -P: the folder kernels/ must not hide a package of that name
+	$(PY) -P -m pytest tests -m "not scale" $(PARALLEL)  # -P: the folder kernels/ must not hide a package of that name
 
 # What cannot be installed here is said, and its tests are skipped with the reason. Ray's tests come with Ray alone.
 test-scale: export HF_HUB_OFFLINE = 1

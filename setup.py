@@ -81,6 +81,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "types-PyYAML>=6",
         # A CPU wheel of torch brings no Triton; the kernels' tests run in its interpreter.

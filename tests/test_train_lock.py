@@ -19,9 +19,8 @@ import os, sys, time
 from pathlib import Path
 from videomaker.train.lock import FolderLock
 held = FolderLock(Path(sys.argv[1]))
-if os.fork() == 0:
-    time.sleep(30)  # a worker that outlives the run
-print("held", flush=True)
+if os.fork() == 0:  # a worker that outlives the run; once it speaks, it has let go of the file
+    print("held", flush=True)
 time.sleep(30)
 """
 
