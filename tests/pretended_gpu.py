@@ -2,8 +2,8 @@
 
     TRITON_INTERPRET=0 python tests/pretended_gpu.py 90
 
-Types, alignments, sizes of one and empty tensors reach the compiler as a GPU's would, which no interpreter shows. Prints
-the kernels that were launched.
+Types, alignments, sizes of one and empty tensors reach the compiler as a GPU's would, which no interpreter shows.
+Prints the kernels that were launched.
 """
 
 import sys
