@@ -31,6 +31,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 if __name__ == "__main__":  # not where it is imported by a test, whose kernels are interpreted
@@ -246,6 +247,7 @@ class Results:
             document = json.loads(self.path.read_text())
             if document["sources_sha256"] == self.sources:  # of other kernels nothing is known
                 self.reports = [Report(**fields) for fields in document["kernels"]]
+                self.reports = [report for report in self.reports if in_table(report)]
 
     def add(self, report: Report) -> None:
         """Keep one more."""
@@ -294,6 +296,17 @@ def identity(chip: Chip, variant: Variant) -> tuple[object, ...]:
     """What tells a variant's report from the others."""
     report = describe(chip, variant)
     return report.chip, report.kernel, report.head_dim, report.mode, report.tiles, report.layout, report.config
+
+
+@cache
+def identities(chip: str, head_dim: int) -> set[tuple[object, ...]]:
+    """Of all reports of a chip and head dim that the table leads to."""
+    return {identity(c, v) for c in CHIPS if c.name == chip for v in attention_variants(head_dim)}
+
+
+def in_table(report: Report) -> bool:
+    """Whether the table still leads to such a variant: its tiles may have changed."""
+    return astuple(report)[:7] in identities(report.chip, report.head_dim)
 
 
 def main() -> int:

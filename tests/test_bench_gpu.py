@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from bare_python import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY_RUN = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--dry-run"]
@@ -132,3 +133,20 @@ def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tm
     assert [line.split(": ")[1].split()[0] for line in lines] == ["memcheck", "racecheck"]
     (attention,) = stages["attention"].values()
     assert {r["path"] for r in attention["details"]["results"] if r["median_ms"] > 0} == {"naive", "usual", "sdpa"}
+
+
+def test_without_diffusers_and_deepspeed_their_stages_are_skipped_and_the_others_run(tmp_path: Path) -> None:
+    bare = environment(tmp_path / "hook")
+    command = [*DRY_RUN, "--out", str(tmp_path / "run"), "--stages", "memcheck,inference,train"]
+    result = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    stages = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]
+    assert {case["status"] for case in stages["memcheck"].values()} == {"passed"}
+    assert stages["inference"]["ours"] == {
+        "status": "skipped",
+        "summary": "not installed: diffusers, transformers",
+    }
+    assert stages["train"]["step"]["summary"] == "not installed: diffusers, transformers, deepspeed"
+    # The scripts of all other stages need no more than the two that ran.
+    modules = "import static, attn, fuzz, gpu_checks"
+    subprocess.run([sys.executable, "-c", modules], env=bare, cwd=ROOT / "bench", check=True)

@@ -59,3 +59,14 @@ def test_hopper_kernels_use_wgmma_and_do_not_spill() -> None:
     assert {kernel["kernel"] for kernel in kernels if "wgmma" in kernel["matrix"]} == names
     assert all(kernel["loop"] > 100 for kernel in kernels if kernel["kernel"] in names)
     assert {kernel["tiles"] for kernel in kernels if kernel["kernel"] == "backward_key"} == {"whole", "whole, split"}
+
+
+def test_launches_bind_and_compile_as_on_a_gpu() -> None:
+    """What the operators hand to Triton, and what the tuner asks it, up to the launch."""
+    command = [sys.executable, str(ROOT / "tests" / "pretended_gpu.py"), "80"]
+    compiled = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=compiled)
+    assert done.returncode == 0, done.stderr
+    backward = ["pisa_row_statistics", "pisa_backward_query", "pisa_backward_key"]
+    launches = [name for name in done.stdout.split() if name != "sum_groups"]
+    assert launches == ["pisa_forward", *backward] * 2

@@ -123,14 +123,19 @@ def _compilable(problem: Problem, kernel: str, configs: list[Config]) -> list[Co
     def compiles(config: Config) -> bool:
         try:
             with torch.cuda.device(problem.q.device):
-                compiled = warm_up(problem.geometry, kernel, config)
-            return (compiled.n_spills or 0) <= MAX_STACK
+                return _spilled_bytes(warm_up(problem.geometry, kernel, config)) <= MAX_STACK
         except Exception as error:  # TritonError, or RuntimeError from a pass that fails
             logger.info("autotune: %s with %s does not compile: %s", kernel, config, str(error).splitlines()[:1])
             return False
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return [config for config, good in zip(configs, pool.map(compiles, configs), strict=True) if good]
+
+
+def _spilled_bytes(compiled: Any) -> int:
+    """Stack of a compiled kernel. Triton knows it once the kernel is loaded, in words of four bytes."""
+    compiled._init_handles()
+    return 4 * compiled.n_spills
 
 
 def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, Config], bool]:

@@ -84,8 +84,17 @@ _HOPPER = {
         (256, Config(16, 64, num_warps=8)),
     ],
 }
-# Accumulators live in tensor memory, which leaves other tiles room.
+# Accumulators live in tensor memory, which leaves other tiles room; the masks of partial tiles take more registers.
+_BLACKWELL_FORWARD = [
+    (48, Config(64, 64, num_stages=3, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
+    (80, Config(64, 64, num_stages=3, max_registers=168), Config(64, 64, num_stages=3)),
+    (96, Config(64, 64)),
+    (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
+    (256, Config(64, 64, num_warps=8)),
+]
 _BLACKWELL = _HOPPER | {
+    "forward": _BLACKWELL_FORWARD,
+    "forward_training": _BLACKWELL_FORWARD,
     "backward_query": [(128, Config(64, 64)), (256, Config(64, 32, num_warps=8))],
     "backward_key": [(64, Config(64, 64)), (192, Config(32, 64)), (256, Config(32, 64, num_warps=8))],
 }

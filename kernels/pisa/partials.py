@@ -30,9 +30,12 @@ def pisa_partials(
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two sets of keys from the attention over each, in the precision of the lse."""
+    """Attention over the union of two sets of keys from the attention over each, in the precision of the lse.
+
+    `out_a` is used up: the result takes its memory if its precision allows.
+    """
     weight_b = torch.sigmoid(lse_b - lse_a).unsqueeze(-1)
-    return torch.lerp(out_a.to(lse_a.dtype), out_b.to(lse_a.dtype), weight_b), torch.logaddexp(lse_a, lse_b)
+    return out_a.to(lse_a.dtype).lerp_(out_b.to(lse_a.dtype), weight_b), torch.logaddexp(lse_a, lse_b)
 
 
 def attend_frames(
@@ -43,6 +46,8 @@ def attend_frames(
 
     `bias` `[H]` is added to the reference's scores; without tokens of the reference the frames see themselves alone.
     """
+    if q.device.type == "cpu":  # torch's kernel there reads the queries' rows once for every 512 keys
+        q = q.contiguous()
     own = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
         return own
@@ -92,6 +97,7 @@ def partials_forward(
             q_f, k_f, v_f, out_f = (x[group] for x in frames)
             merged, frame_lse[video, group] = attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale)
             out_f.copy_(merged)
+            del merged  # before the next group's
             if num_ref_tokens:
                 ref_frame = attend.forward(_for_frames(q_r, len(q_f)), k_f, v_f, scale)
                 ref_sum += merge(*ref_frame, *ref_ref)[0].sum(dim=0)

@@ -48,6 +48,7 @@ def partials_forward(
             q_f, k_f, v_f, out_f = (x[group] for x in frames)
             merged, lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias)
             out_f.copy_(merged)
+            del merged  # before the next group's
     return out, lse
 
 
