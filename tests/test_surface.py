@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import threading
 from inspect import signature
@@ -77,8 +79,10 @@ def test_conditioning_that_nothing_hears_is_refused(changes, words):
         lambda pipe: pipe.disable_xformers_memory_efficient_attention(),
         lambda pipe: pipe.enable_attention_slicing(),
         lambda pipe: setattr(pipe, "unet", _same_unet(pipe)),
+        lambda pipe: pipe.unet.set_default_attn_processor(),
+        lambda pipe: setattr(pipe, "unet", _default_copy(pipe)),
     ],
-    ids=["fuse", "fuse and unfuse", "xformers off", "slicing", "another unet"],
+    ids=["fuse", "fuse and unfuse", "xformers off", "slicing", "another unet", "defaults", "defaults of a copy"],
 )
 def test_what_replaces_processors_keeps_the_subject(change):
     pipe = tiny_pipeline()
@@ -90,6 +94,12 @@ def test_what_replaces_processors_keeps_the_subject(change):
 def _same_unet(pipe):
     unet = tiny_unet().eval()
     unet.load_state_dict(pipe.unet.state_dict())
+    return unet
+
+
+def _default_copy(pipe):
+    unet = pickle.loads(pickle.dumps(copy.deepcopy(pipe.unet)))
+    unet.set_default_attn_processor()
     return unet
 
 

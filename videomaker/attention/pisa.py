@@ -6,6 +6,7 @@ Only the spatial self-attention (`attn1` outside the motion modules) changes; th
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -189,7 +190,38 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
             module.set_processor(FramesOnlyCrossAttnProcessor())
         elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):
             module.set_processor(AttnProcessor2_0())
+    unet.__dict__["set_default_attn_processor"] = _DefaultProcessors(unet)
     return installed
+
+
+class _DefaultProcessors:
+    """`unet.set_default_attn_processor()` of a UNet with PISA: diffusers' defaults everywhere, PISA's where they were.
+
+    diffusers' own refuses processors that it does not know. Held by the UNet, whose memory is freed with its last
+    user: hence a weak reference, made anew for a copy.
+    """
+
+    def __init__(self, unet: UNetMotionModel):
+        self.unet = weakref.ref(unet)
+
+    def __reduce__(self) -> tuple:
+        return _DefaultProcessors, (self.unet(),)
+
+    def __call__(self) -> None:
+        unet = self.unet()
+        assert unet is not None  # it is what holds this
+        ours = [layer for layer in unet.modules() if isinstance(getattr(layer, "processor", None), _OURS)]
+        kept = [layer.processor for layer in ours]
+        for layer in ours:
+            layer.set_processor(AttnProcessor2_0())
+        try:
+            type(unet).set_default_attn_processor(unet)
+        finally:
+            for layer, processor in zip(ours, kept, strict=True):
+                layer.set_processor(processor)
+
+
+_OURS = (PisaAttnProcessor, FramesOnlyCrossAttnProcessor)
 
 
 def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:
