@@ -114,6 +114,17 @@ def test_lost_processors_are_refused_unless_pisa_is_off_by_choice():
     assert run(off).isfinite().all()
 
 
+def test_two_pipelines_over_one_unet_act_as_each_was_made():
+    first = tiny_pipeline()
+    before = run(first)
+    second = VideoMakerPipeline.from_pipe(first, reference_cross_attention=False)
+    second.set_progress_bar_config(disable=True)
+    assert torch.equal(run(first), before) and not near(run(second), before)
+    assert torch.equal(run(first), before)
+    with pytest.raises(InputError, match="has PISA processors"):
+        run(VideoMakerPipeline.from_pipe(first, use_pisa=False))
+
+
 def test_from_pipe_shares_the_parts_and_keeps_the_numbers():
     pipe = tiny_pipeline()
     other = VideoMakerPipeline.from_pipe(pipe)
@@ -151,8 +162,35 @@ def test_embeddings_of_another_length():
     pipe = tiny_pipeline()
     text = pipe.encode_prompt("a fox", "cpu", 1, False)[0]
     assert run(pipe, None, prompt_embeds=text[:, :5]).isfinite().all()
-    with pytest.raises(InputError, match="prompt_embeds have 154 tokens"):
-        run(pipe, None, prompt_embeds=torch.cat([text, text], 1))
+    for odd in (torch.cat([text, text], 1), text[:, :1]):
+        with pytest.raises(InputError, match=f"prompt_embeds have {odd.shape[1]} tokens"):
+            run(pipe, None, prompt_embeds=odd)
+    for odd in (text[:0], text[:, :0], text.to_sparse(), text.to("meta")):
+        with pytest.raises(InputError, match=r"prompt_embeds (has shape|is a)"):
+            run(pipe, None, prompt_embeds=odd)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda seen: {"latents": None}, "latents that callback_on_step_end returned is a NoneType"),
+        (lambda seen: {"latents": seen["latents"][:, :, :1]}, "latents .* has shape"),
+        (lambda seen: {"latents": seen["latents"] * float("nan")}, "latents .* not finite"),
+        (lambda seen: {"prompt_embeds": None}, "prompt_embeds .* is a NoneType"),
+        (lambda seen: {"prompt_embeds": torch.zeros(1, 5, 16)}, "prompt_embeds .* has shape"),
+        (lambda seen: {"negative_prompt_embeds": torch.zeros(3, 77, 16)}, "negative_prompt_embeds .* has shape"),
+        (lambda seen: None, "returned a NoneType"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(returned, words):
+    with pytest.raises(InputError, match=words):
+        run(tiny_pipeline(), callback_on_step_end=lambda pipe, step, t, seen: returned(seen))
+
+
+def test_a_callback_may_return_another_dtype():
+    pipe = tiny_pipeline()
+    wide = run(pipe, callback_on_step_end=lambda pipe, step, t, seen: {"latents": seen["latents"].double()})
+    assert torch.equal(wide, run(pipe))
 
 
 def test_a_batch_of_pictures_is_the_list_of_them():

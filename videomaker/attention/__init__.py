@@ -11,6 +11,7 @@ from .pisa import (
     fuse_pisa_projections,
     fused_projections,
     install_pisa,
+    leaves_reference_out,
     set_pisa_backend,
     trainable_names,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "install_reference_attention",
     "install_style_aligned",
     "is_spatial_self_attention",
+    "leaves_reference_out",
     "set_pisa_backend",
     "trainable_names",
 ]

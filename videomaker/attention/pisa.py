@@ -147,6 +147,11 @@ class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
         return torch.cat([attended.view_as(frames), reference], dim=1).flatten(0, 1)
 
 
+def leaves_reference_out(processor: Any) -> bool:
+    """Whether a text cross-attention is for the frames alone, also through what the static step put around it."""
+    return isinstance(getattr(processor, "replaced", processor), FramesOnlyCrossAttnProcessor)
+
+
 def _is_plain(layer: Any, adapter: str) -> bool:
     return isinstance(layer.lora_dropout[adapter], torch.nn.Identity) and layer.lora_B[adapter].bias is None
 
@@ -188,7 +193,7 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
         add_hook(module, keep_from_others)
         if not reference_cross_attention:
             module.set_processor(FramesOnlyCrossAttnProcessor())
-        elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):
+        elif leaves_reference_out(module.processor):
             module.set_processor(AttnProcessor2_0())
     unet.__dict__["set_default_attn_processor"] = _DefaultProcessors(unet)
     return installed
@@ -210,7 +215,7 @@ class _DefaultProcessors:
     def __call__(self) -> None:
         unet = self.unet()
         assert unet is not None  # it is what holds this
-        ours = [layer for layer in unet.modules() if isinstance(getattr(layer, "processor", None), _OURS)]
+        ours = [layer for layer in unet.modules() if _is_ours(getattr(layer, "processor", None))]
         kept = [layer.processor for layer in ours]
         for layer in ours:
             layer.set_processor(AttnProcessor2_0())
@@ -221,7 +226,8 @@ class _DefaultProcessors:
                 layer.set_processor(processor)
 
 
-_OURS = (PisaAttnProcessor, FramesOnlyCrossAttnProcessor)
+def _is_ours(processor: Any) -> bool:
+    return type(processor).__module__.split(".")[0] == __name__.split(".")[0]
 
 
 def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:

@@ -101,7 +101,7 @@ def submit(
     Each video and its record are fetched when they are ready. Results
     that are there are kept; Ctrl-C cancels what is not.
     """
-    from videomaker.jobs import request
+    from videomaker.jobs import places, request
     from videomaker.serve.client import Client
 
     from .submitting import submit_jobs
@@ -116,6 +116,9 @@ def submit(
         request.parse_seeds(seed),
         output=output,
         combine=combine,
+    )
+    places.check_places(
+        jobs, "mp4", inputs=[path for job in jobs for path in job.references] + ([mask] if mask else [])
     )
     fields = {
         "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,

@@ -124,17 +124,22 @@ def check_tensor(name: str, value: Any, shape: tuple) -> None:
     Args:
         name: what messages call it.
         value: the tensor.
-        shape: its sizes; a tuple of sizes where several will do, None where all will.
+        shape: its sizes; a tuple of sizes where several will do, None where all from 1 will.
     """
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; give a tensor")
     allowed = [size if isinstance(size, tuple) or size is None else (size,) for size in shape]
-    fits = value.ndim == len(shape) and all(a is None or n in a for n, a in zip(value.shape, allowed, strict=True))
+    fits = value.ndim == len(shape) and all(
+        n in a if a is not None else n > 0 for n, a in zip(value.shape, allowed, strict=True)
+    )
     if not fits:
-        wanted = ["any" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
+        wanted = ["1 or more" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
         raise InputError(f"{name} has shape {tuple(value.shape)}; it must be [{', '.join(wanted)}]")
     if not value.is_floating_point():
         raise InputError(f"{name} holds {value.dtype}; give floating numbers")
+    if value.layout != torch.strided or value.is_meta:
+        kind = "meta" if value.is_meta else value.layout
+        raise InputError(f"{name} is a {kind} tensor; give a dense one with numbers")
     if not value.isfinite().all():
         raise InputError(f"{name} holds numbers that are not finite; give others")
 
@@ -146,17 +151,22 @@ def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
             raise InputError(f"this pipeline has no {name}; load it with one to make videos")
 
 
-def check_processors(unet: UNetMotionModel) -> None:
+def check_processors(unet: UNetMotionModel, *, use_pisa: bool) -> None:
     """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
 
     diffusers' own methods (`set_attn_processor`, `fuse_qkv_projections`, …) replace every processor of a UNet.
 
     Raises:
-        InputError: a PISA processor is gone.
+        InputError: a PISA processor is gone, or is there in spite of `use_pisa=False`.
     """
     spatial = {name: kind for name, kind in unet.attn_processors.items() if is_spatial_self_attention(name)}
     lost = [type(kind).__name__ for kind in spatial.values() if not isinstance(kind, PisaAttnProcessor)]
-    if lost:
+    if not use_pisa and len(lost) < len(spatial):
+        raise InputError(
+            "this pipeline was made with use_pisa=False and its UNet has PISA processors, as another pipeline that "
+            "shares it needs: load a UNet for each"
+        )
+    if use_pisa and lost:
         raise InputError(
             f"{len(lost)} of {len(spatial)} spatial self-attentions have lost their PISA processor to {lost[0]}, so "
             "the reference would not be seen: call videomaker.install_pisa(pipe.unet), or use_pisa=False"

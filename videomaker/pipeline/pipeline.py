@@ -230,7 +230,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         )
         if self.config.use_pisa:
             self._adopt_unet()
-            checks.check_processors(self.unet)
+        checks.check_processors(self.unet, use_pisa=self.config.use_pisa)
         checks.check_compute_dtypes(self.unet)
 
     def _check_call(
