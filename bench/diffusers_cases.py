@@ -10,6 +10,7 @@ pixels of AnimateDiff itself are left out, since a reference changes them. The l
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -37,6 +38,7 @@ OF_FREE_NOISE = "free_noise"
 class ReferenceUNet(UNetMotionModel):
     """UNetMotionModel with PISA, whose last frame is the reference."""
 
+    @functools.wraps(UNetMotionModel.__init__)  # its arguments are read from the signature when it is loaded
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         install_pisa(self)

@@ -10,7 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from videomaker.cli import app
+from videomaker.data.manifest import Clip, write_manifest
+from videomaker.data.manifest import check_place as check_manifest_place
 from videomaker.errors import InputError
+from videomaker.evaluation.plan import Plan, write_plan
+from videomaker.evaluation.plan import check_place as check_report_place
+from videomaker.evaluation.sprite_study import check_place as check_study_place
+from videomaker.evaluation.suite import Prompt, Subject, Suite
 from videomaker.files import atomic_directory, atomic_path
 from videomaker.jobs.places import check_places
 from videomaker.jobs.request import Job
@@ -61,6 +67,10 @@ def test_the_record_of_another_result(tmp_path):
     with pytest.raises(InputError, match=r"that of 'x\.mp4'"):
         check_places([job(tmp_path / "x.gif")], "gif")
     check_places([job(tmp_path / "x.mp4")], "mp4")
+    check_places([job(tmp_path / "x.gif")], "gif", fetched=True)
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(InputError, match=r"that of 'x\.mp4'"):
+        check_places([job(tmp_path / "x.gif")], "gif", fetched=True)
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
@@ -87,3 +97,38 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
     with atomic_path(path) as temporary:
         temporary.touch()
     assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["report.md", "videos.csv", "plan.json"])
+def test_a_report_replaces_no_file_of_others(tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    suite = Suite((Subject("fox", tmp_path / "fox.png", "fox"),), {"fox": (Prompt("a fox"),)}, (0,), 8)
+    plan = Plan(suite, "paper", tmp_path / "videos")
+    for write in (lambda: check_report_place(tmp_path), lambda: write_plan(plan, tmp_path)):
+        with pytest.raises(InputError, match="not of this command"):
+            write()
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    write_plan(plan, tmp_path / "new")
+    (tmp_path / "new" / "report.md").write_text("ours")
+    write_plan(plan, tmp_path / "new")
+
+
+def test_a_study_replaces_no_file_of_others(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(InputError, match="not of this command"):
+        check_study_place(tmp_path)
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "results.json").touch()
+    check_study_place(tmp_path)
+
+
+def test_a_manifest_replaces_manifests_alone(tmp_path):
+    clip = Clip(video="x.mp4", captions=["x"])
+    write_manifest(tmp_path / "all.jsonl", [clip])
+    write_manifest(tmp_path / "all.jsonl", [clip, clip])
+    with pytest.raises(InputError, match="the manifest that is read"):
+        check_manifest_place(tmp_path / "all.jsonl", source=tmp_path / "all.jsonl")
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(InputError, match="is no manifest"):
+        write_manifest(tmp_path / "config.yaml", [clip])
+    assert (tmp_path / "config.yaml").read_text() == "steps: 3\n"

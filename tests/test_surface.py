@@ -12,14 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline
+from diffusers import AnimateDiffPipeline, PNDMScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from tiny import tiny_pipeline, tiny_unet
+from tiny import (
+    tiny_motion_adapter,
+    tiny_pipeline,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_unet,
+    tiny_unet2d,
+    tiny_vae,
+)
 
 from videomaker import InputError, VideoMakerPipeline
 from videomaker.compiled import Approximations
+from videomaker.generation import GenerationDefaults
+from videomaker.pipeline import ANIMATEDIFF_SCHEDULE
 
 SIZE = 16
 
@@ -130,6 +140,25 @@ def test_from_pipe_shares_the_parts_and_keeps_the_numbers():
     other = VideoMakerPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     assert other.unet is pipe.unet and torch.equal(run(other), run(pipe))
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_from_pipe_gives_a_base_the_schedule_unless_it_has_one_for_animatediff(chosen):
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear" if chosen else "scaled_linear"}
+    scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **noise)
+    base = StableDiffusionPipeline(
+        tiny_vae(), tiny_text_encoder(), tiny_tokenizer(), tiny_unet2d(), scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe = VideoMakerPipeline.from_pipe(base, motion_adapter=tiny_motion_adapter())
+    pipe.set_progress_bar_config(disable=True)
+    if chosen:
+        assert pipe.scheduler is scheduler
+    else:
+        assert ANIMATEDIFF_SCHEDULE.items() <= dict(pipe.scheduler.config).items()
+    assert run(pipe).isfinite().all()
+    pipe.generation_defaults = GenerationDefaults(num_frames=5)
+    assert VideoMakerPipeline.from_pipe(pipe).generation_defaults.num_frames == 5
 
 
 def test_prompts_can_be_encoded_without_a_unet():

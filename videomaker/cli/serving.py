@@ -117,9 +117,8 @@ def submit(
         output=output,
         combine=combine,
     )
-    places.check_places(
-        jobs, "mp4", inputs=[path for job in jobs for path in job.references] + ([mask] if mask else [])
-    )
+    given = [*(path for job in jobs for path in job.references), *([mask] if mask else [])]
+    places.check_places(jobs, "mp4", inputs=given, fetched=True)
     fields = {
         "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
         "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
