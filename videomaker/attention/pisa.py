@@ -199,6 +199,13 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
     return installed
 
 
+def drop_layout(unet: UNetMotionModel) -> None:
+    """For a UNet without PISA: the layout of a call ends where no processor reads it, without diffusers' warning."""
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention) and "motion_modules" not in name.split("."):
+            add_hook(module, keep_from_others)
+
+
 class _DefaultProcessors:
     """`unet.set_default_attn_processor()` of a UNet with PISA: diffusers' defaults everywhere, PISA's where they were.
 

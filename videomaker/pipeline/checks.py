@@ -12,9 +12,19 @@ from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
 from videomaker.errors import InputError
+from videomaker.kernels.pisa.api import BACKENDS
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _MAX_VALUE = 2**31
+
+
+def check_modes(attention_backend: Any, **switches: Any) -> None:
+    """Refuses what the pipeline cannot be made with, as a damaged `model_index.json` may say."""
+    if attention_backend not in ("auto", *BACKENDS):
+        raise InputError(f"unknown attention backend {attention_backend!r}: choose from auto, {', '.join(BACKENDS)}")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; it must be True or False")
 
 
 def check_counts(**counts: Any) -> None:

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from videomaker.attention import (
     PisaAttnProcessor,
+    drop_layout,
     fuse_pisa_projections,
     install_pisa,
     is_spatial_self_attention,
@@ -26,7 +27,9 @@ class SurfaceMixin(Parts):
         if self.unet is None:
             return
         self._unet_seen = weakref.ref(self.unet)
-        if self.config.use_pisa:
+        if not self.config.use_pisa:
+            drop_layout(self.unet)
+        else:
             install_pisa(
                 self.unet,
                 backend=self.config.attention_backend,
