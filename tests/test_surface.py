@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, PNDMScheduler, StableDiffusionPipeline
+from diffusers import AnimateDiffPipeline, AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
@@ -25,6 +25,7 @@ from tiny import (
     tiny_unet2d,
     tiny_vae,
 )
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from videomaker import InputError, VideoMakerPipeline
 from videomaker.compiled import Approximations
@@ -169,6 +170,17 @@ def test_prompts_can_be_encoded_without_a_unet():
     assert embeds.shape == (1, 77, 16)
     with pytest.raises(InputError, match="has no unet"):
         alone("a fox", picture())
+
+
+def test_a_part_of_another_size_is_refused():
+    pipe = tiny_pipeline()
+    pipe.vae = AutoencoderKL.from_config({**pipe.vae.config, "latent_channels": 8})
+    with pytest.raises(InputError, match="vae of size 8 does not fit"):
+        run(pipe)
+    pipe = tiny_pipeline()
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+    with pytest.raises(InputError, match="text_encoder of size 8 does not fit"):
+        run(pipe)
 
 
 def test_guidance_ends_by_callback_as_by_approximation():

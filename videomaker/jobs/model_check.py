@@ -162,19 +162,18 @@ def try_out(pipe: VideoMakerPipeline, source: str) -> None:
     Raises:
         InputError: with the library's own words.
     """
-    import torch  # as above
-
-    from videomaker.attention import set_pisa_backend
-    from videomaker.denoising import predict_noise
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
 
     unet, side = pipe.unet, 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    set_pisa_backend(unet, "naive")  # a kernel would be compiled for a size that is not asked for
+    processors = unet.attn_processors
+    unet.set_attn_processor(AttnProcessor2_0())  # our kernels would be compiled for a size that nobody asks for
     try:
         with torch.no_grad():
             pipe.scheduler.set_timesteps(2)
             text = pipe.encode_prompt("a", pipe.device, 1, False)[0].to(unet.dtype)
             latents = torch.zeros(1, unet.config.in_channels, 1, side, side, dtype=unet.dtype, device=unet.device)
-            predict_noise(unet, latents, latents, pipe.scheduler.timesteps[0], text)
+            unet(latents, pipe.scheduler.timesteps[0], encoder_hidden_states=text)
             pipe.vae.decode(latents[:, :, 0].to(pipe.vae.dtype))
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -182,7 +181,7 @@ def try_out(pipe: VideoMakerPipeline, source: str) -> None:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {source!r} cannot be used: {type(error).__name__}: {reason}") from error
     finally:
-        set_pisa_backend(unet, pipe.config.attention_backend)
+        unet.set_attn_processor(processors)
 
 
 def _check_scheduler(pipe: VideoMakerPipeline, source: str) -> None:

@@ -161,6 +161,21 @@ def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
             raise InputError(f"this pipeline has no {name}; load it with one to make videos")
 
 
+def check_fit(pipe: Any) -> None:
+    """Refuses parts of other sizes than the UNet's, as one that was put in another's place may have."""
+    unet = pipe.unet.config
+    pairs = {
+        "text_encoder": (
+            getattr(getattr(pipe.text_encoder, "config", None), "hidden_size", None),
+            "cross_attention_dim",
+        ),
+        "vae": (getattr(getattr(pipe.vae, "config", None), "latent_channels", None), "in_channels"),
+    }
+    for name, (size, wanted) in pairs.items():
+        if size is not None and size != unet[wanted]:
+            raise InputError(f"{name} of size {size} does not fit the UNet's {wanted} of {unet[wanted]}: give its own")
+
+
 def check_processors(unet: UNetMotionModel, *, use_pisa: bool) -> None:
     """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
 

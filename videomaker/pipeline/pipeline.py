@@ -232,6 +232,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         if self.config.use_pisa:
             self._adopt_unet()
         checks.check_processors(self.unet, use_pisa=self.config.use_pisa)
+        checks.check_fit(self)
         checks.check_compute_dtypes(self.unet)
 
     def _check_call(
