@@ -10,6 +10,7 @@ pixels of AnimateDiff itself are left out, since a reference changes them. The l
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -19,10 +20,11 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNetMotionModel
-from tiny import tiny_scheduler, tiny_text_encoder, tiny_tokenizer, tiny_unet2d, tiny_vae
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel, UNetMotionModel
+from tiny import tiny_scheduler, tiny_text_encoder, tiny_tokenizer, tiny_vae
 from transformers import CLIPTokenizer
 
 from videomaker import VideoMakerPipeline, install_pisa
@@ -36,6 +38,7 @@ OF_FREE_NOISE = "free_noise"
 class ReferenceUNet(UNetMotionModel):
     """UNetMotionModel with PISA, whose last frame is the reference."""
 
+    @functools.wraps(UNetMotionModel.__init__)  # its arguments are read from the signature when it is loaded
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         install_pisa(self)
@@ -54,16 +57,16 @@ class Plugin:
         self.plain = plain
         self.found: dict[str, str] = {}
 
-    def pytest_collection_modifyitems(self, items: list) -> None:
-        """Adapts every class of tests."""
-        for kind in {item.cls for item in items if item.cls}:
-            if not self.plain:
-                self._adapt(kind)
+    def pytest_pycollect_makeitem(self, collector: Any, obj: Any) -> None:
+        """Adapts every class of the tests' modules, before its tests are found."""
+        if not self.plain and isinstance(obj, type) and obj.__module__ == collector.module.__name__:
+            self._adapt(obj)
 
     def _adapt(self, kind: type) -> None:
         module = sys.modules[kind.__module__]
         if "Pipeline" in kind.__name__:
             module.AnimateDiffPipeline = VideoMakerPipeline
+            diffusers.pipelines.VideoMakerPipeline = VideoMakerPipeline  # where the tests look a class up by name
             kind.pipeline_class = VideoMakerPipeline
             inputs = kind.__dict__.get("get_dummy_inputs")
             if inputs is not None:
@@ -98,8 +101,18 @@ def _with_reference(inputs: Any) -> Any:
 
 
 def _base(*_: Any, **__: Any) -> StableDiffusionPipeline:
+    """A base that the tests' motion adapter fits."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        norm_num_groups=2,
+    )
     return StableDiffusionPipeline(
-        tiny_vae(), tiny_text_encoder(), tiny_tokenizer(), tiny_unet2d(), tiny_scheduler(), None, None,
+        tiny_vae(), tiny_text_encoder(), tiny_tokenizer(), unet, tiny_scheduler(), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
 

@@ -33,6 +33,14 @@ def test_videos_and_records_are_fetched_and_kept(server, tmp_path):
     assert {json.loads(path.with_suffix(".json").read_text())["seed"] for path in paths} == {1, 2}
     again = submit(server, *options)
     assert again.exit_code == 0 and "4 of 4" in again.stderr and not again.stdout
+    assert submit(server, *options[:2], "--steps", "2", "-o", paths[0], "--overwrite").exit_code == 0
+
+
+def test_a_users_file_is_not_replaced_by_a_record(server, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    refused = submit(server, "-p", "a creature", "-o", tmp_path / "config.mp4")
+    assert refused.exit_code == 2 and "it is no record" in " ".join(refused.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_refusals_and_failures_are_one_line(server, tmp_path, monkeypatch):

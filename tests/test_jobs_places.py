@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from videomaker.train.export import _export_partial, _is_export
 
 from videomaker.cli import app
+from videomaker.compiled import artifacts
+from videomaker.data.manifest import Clip, write_manifest
+from videomaker.data.manifest import check_place as check_manifest_place
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory, atomic_path
+from videomaker.evaluation.plan import Plan, write_plan
+from videomaker.evaluation.plan import check_place as check_report_place
+from videomaker.evaluation.sprite_study import check_place as check_study_place
+from videomaker.evaluation.suite import Prompt, Subject, Suite
+from videomaker.files import atomic_directory, atomic_path, check_replaceable
 from videomaker.jobs.places import check_places
 from videomaker.jobs.request import Job
 
@@ -61,6 +69,10 @@ def test_the_record_of_another_result(tmp_path):
     with pytest.raises(InputError, match=r"that of 'x\.mp4'"):
         check_places([job(tmp_path / "x.gif")], "gif")
     check_places([job(tmp_path / "x.mp4")], "mp4")
+    check_places([job(tmp_path / "x.gif")], "gif", fetched=True)
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(InputError, match=r"that of 'x\.mp4'"):
+        check_places([job(tmp_path / "x.gif")], "gif", fetched=True)
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
@@ -87,3 +99,86 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
     with atomic_path(path) as temporary:
         temporary.touch()
     assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["report.md", "videos.csv", "plan.json"])
+def test_a_report_replaces_no_file_of_others(tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    suite = Suite((Subject("fox", tmp_path / "fox.png", "fox"),), {"fox": (Prompt("a fox"),)}, (0,), 8)
+    plan = Plan(suite, "paper", tmp_path / "videos")
+    for write in (lambda: check_report_place(tmp_path), lambda: write_plan(plan, tmp_path)):
+        with pytest.raises(InputError, match="not of this command"):
+            write()
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    write_plan(plan, tmp_path / "new")
+    (tmp_path / "new" / "report.md").write_text("ours")
+    write_plan(plan, tmp_path / "new")
+
+
+def test_a_study_replaces_no_file_of_others(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(InputError, match="not of this command"):
+        check_study_place(tmp_path)
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "results.json").touch()
+    check_study_place(tmp_path)
+
+
+def test_a_manifest_replaces_manifests_alone(tmp_path):
+    clip = Clip(video="x.mp4", captions=["x"])
+    write_manifest(tmp_path / "all.jsonl", [clip])
+    write_manifest(tmp_path / "all.jsonl", [clip, clip])
+    with pytest.raises(InputError, match="the manifest that is read"):
+        check_manifest_place(tmp_path / "all.jsonl", source=tmp_path / "all.jsonl")
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(InputError, match="is no manifest"):
+        write_manifest(tmp_path / "config.yaml", [clip])
+    assert (tmp_path / "config.yaml").read_text() == "steps: 3\n"
+
+
+def test_a_file_and_a_link_in_a_folders_place_stay(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name in ("file", "link", "dangling"):
+        with pytest.raises(InputError, match="is not a folder"), atomic_directory(tmp_path / name, ours=lambda _: True):
+            pass
+    assert (tmp_path / "file").read_text() == "mine" and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("check", "ours"),
+    [
+        (artifacts.check_place, {"key.json": '{"architecture": "x", "sha256": "y"}', "compiled.bin": ""}),
+        (
+            lambda path: check_replaceable(path, _is_export),
+            {"README.md": "---\nlibrary_name: videomaker\n---\n", "model_index.json": "{}"},
+        ),
+    ],
+    ids=["warmup --save", "export --pipeline"],
+)
+def test_what_the_command_made_and_nothing_more_is_replaced(tmp_path, check, ours):
+    check(tmp_path)  # empty
+    for name, text in ours.items():
+        (tmp_path / name).write_text(text)
+    check(tmp_path)
+    (tmp_path / "mine.jpg").touch()
+    with pytest.raises(InputError, match="not this command's"):
+        check(tmp_path)
+    (tmp_path / "mine.jpg").unlink()
+    (tmp_path / next(iter(ours))).write_text("{}")  # a user's file that bears the name
+    with pytest.raises(InputError, match="not this command's"):
+        check(tmp_path)
+
+
+def test_an_export_of_weights_needs_its_own_name(tmp_path):
+    with pytest.raises(InputError, match=r"end it in \.safetensors"):
+        _export_partial(None, {}, tmp_path / "weights.md", "bf16", "card")
+    (tmp_path / "weights.md").write_text("mine")
+    with pytest.raises(InputError, match="it is another file"):
+        _export_partial(None, {}, tmp_path / "weights.safetensors", "bf16", "card")
+    (tmp_path / "weights.md").unlink()
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(InputError, match="without its model card"):
+        _export_partial(None, {}, tmp_path / "weights.safetensors", "bf16", "card")

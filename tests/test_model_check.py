@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny import tiny_pipeline
 from videomaker.kernels.pisa.api import BACKENDS
 
+from videomaker.attention import PisaAttnProcessor
 from videomaker.errors import InputError
 from videomaker.jobs import model_check
+from videomaker.jobs.prepare import load_pipeline, resolve_model
 from videomaker.jobs.request import ModelSpec
 from videomaker.model_files import _check_numbers, _check_sizes, safetensors_header
 
@@ -104,3 +109,53 @@ def test_slips_are_told_before_the_libraries_load(tmp_path):
     script = LIGHT.format(commands=commands)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(place)
+    return place
+
+
+def says(file: str, **values):
+    """Damage: a configuration that says something else."""
+
+    def change(folder):
+        config = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**config, **values}))
+
+    return change
+
+
+def zeros(file: str):
+    """Damage: weights as a download leaves them that reserved its place and never came."""
+    return lambda folder: save_file({name: 0 * x for name, x in load_file(folder / file).items()}, folder / file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{}"), "_class_name"),
+        (says("scheduler/scheduler_config.json", timestep_spacing="x"), "cannot be used: ValueError"),
+        (says("unet/config.json", sample_size="x"), "sample_size 'x'"),
+        (says("unet/config.json", sample_size=0), "sample_size '0'"),
+        (says("unet/config.json", norm_eps=[]), "cannot be used: TypeError"),
+        (says("vae/config.json", scaling_factor="x"), "scaling_factor 'x'"),
+        (says("vae/config.json", scaling_factor=float("nan")), "scaling_factor 'nan'"),
+        (says("vae/config.json", shift_factor=0.1), "of another family"),
+        (zeros("text_encoder/model.safetensors"), "only zeros in its text_encoder"),
+        (zeros("unet/diffusion_pytorch_model.safetensors"), "only zeros in its unet"),
+    ],
+)
+def test_damage_is_told_before_the_work(folder, tmp_path, damage, words):
+    shutil.copytree(folder, tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(InputError, match=words):
+        load_pipeline(resolve_model(ModelSpec(source=str(tmp_path / "model"))))
+
+
+def test_a_whole_model_is_tried_and_keeps_its_kernels(folder):
+    pipe = load_pipeline(resolve_model(ModelSpec(source=str(folder))))
+    processors = [kind for kind in pipe.unet.attn_processors.values() if isinstance(kind, PisaAttnProcessor)]
+    assert processors and {kind.backend for kind in processors} == {"auto"}

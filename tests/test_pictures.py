@@ -6,10 +6,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from videomaker.errors import InputError
-from videomaker.pictures import load_labels, load_reference
+from videomaker.pictures import load_labels, load_reference, python_picture
 
 SUBJECT = np.zeros((8, 8), bool)
 SUBJECT[2:6, 3:7] = True
@@ -68,3 +69,25 @@ def test_bytes_files_and_pointers(tmp_path):
     (tmp_path / "p.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(InputError, match="Git LFS"):
         load_reference(tmp_path / "p.png")
+
+
+def test_a_lossless_webp_keeps_small_labels():
+    labels = Image.fromarray(np.where(SUBJECT[..., None], [1, 1, 1], 0).astype(np.uint8))
+    assert ((load_labels(png(labels, "WEBP", lossless=True)) > 0) == SUBJECT).all()
+
+
+def test_arrays_of_another_byte_order():
+    values = np.linspace(0, 1, 192).reshape(8, 8, 3)
+    assert (python_picture(values.astype(">f4")).numpy() == values.astype("f4").transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.zeros(3, 8, 8).to_sparse(), torch.zeros(3, 8, 8, device="meta"), Image.new("RGB", (0, 8)),
+        np.zeros((3, 8, 8), np.uint8), np.full((8, 8), 1.0001), np.zeros((8, 8), np.uint16), None,
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_in_python(odd):
+    with pytest.raises(InputError, match="reference_image"):
+        python_picture(odd)

@@ -146,6 +146,7 @@ WRONG = {
     "k has shape": {"k": torch.zeros(B, F * N - 1, H, D)},
     "v is torch.float16, q is torch.float32": {"v": torch.zeros(B, F * N, H, D, dtype=torch.float16)},
     "k_ref must be [B or 1, M, H, D]": {"k_ref": torch.zeros(M, H, D)},
+    "k_ref must be a tensor": {"k_ref": [1.0]},
     "v_ref is on meta, q is on cpu": {"v_ref": torch.zeros(B, M, H, D, device="meta")},
     "k_ref is torch.float64, q is torch.float32": {"k_ref": torch.zeros(B, M, H, D, dtype=torch.float64)},
     "num_frames must be at least 1 and divide the 27 tokens of q, got 0": {"num_frames": 0},

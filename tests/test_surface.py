@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import threading
 from inspect import signature
@@ -10,14 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline
+from diffusers import AnimateDiffPipeline, AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from tiny import tiny_pipeline, tiny_unet
+from tiny import (
+    tiny_motion_adapter,
+    tiny_pipeline,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_unet,
+    tiny_unet2d,
+    tiny_vae,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from videomaker import InputError, VideoMakerPipeline
 from videomaker.compiled import Approximations
+from videomaker.generation import GenerationDefaults
+from videomaker.pipeline import ANIMATEDIFF_SCHEDULE
 
 SIZE = 16
 
@@ -77,8 +90,10 @@ def test_conditioning_that_nothing_hears_is_refused(changes, words):
         lambda pipe: pipe.disable_xformers_memory_efficient_attention(),
         lambda pipe: pipe.enable_attention_slicing(),
         lambda pipe: setattr(pipe, "unet", _same_unet(pipe)),
+        lambda pipe: pipe.unet.set_default_attn_processor(),
+        lambda pipe: setattr(pipe, "unet", _default_copy(pipe)),
     ],
-    ids=["fuse", "fuse and unfuse", "xformers off", "slicing", "another unet"],
+    ids=["fuse", "fuse and unfuse", "xformers off", "slicing", "another unet", "defaults", "defaults of a copy"],
 )
 def test_what_replaces_processors_keeps_the_subject(change):
     pipe = tiny_pipeline()
@@ -93,6 +108,12 @@ def _same_unet(pipe):
     return unet
 
 
+def _default_copy(pipe):
+    unet = pickle.loads(pickle.dumps(copy.deepcopy(pipe.unet)))
+    unet.set_default_attn_processor()
+    return unet
+
+
 def test_lost_processors_are_refused_unless_pisa_is_off_by_choice():
     pipe = tiny_pipeline()
     pipe.unet.set_attn_processor(AttnProcessor2_0())
@@ -104,11 +125,41 @@ def test_lost_processors_are_refused_unless_pisa_is_off_by_choice():
     assert run(off).isfinite().all()
 
 
+def test_two_pipelines_over_one_unet_act_as_each_was_made():
+    first = tiny_pipeline()
+    before = run(first)
+    second = VideoMakerPipeline.from_pipe(first, reference_cross_attention=False)
+    second.set_progress_bar_config(disable=True)
+    assert torch.equal(run(first), before) and not near(run(second), before)
+    assert torch.equal(run(first), before)
+    with pytest.raises(InputError, match="has PISA processors"):
+        run(VideoMakerPipeline.from_pipe(first, use_pisa=False))
+
+
 def test_from_pipe_shares_the_parts_and_keeps_the_numbers():
     pipe = tiny_pipeline()
     other = VideoMakerPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
     assert other.unet is pipe.unet and torch.equal(run(other), run(pipe))
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_from_pipe_gives_a_base_the_schedule_unless_it_has_one_for_animatediff(chosen):
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear" if chosen else "scaled_linear"}
+    scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **noise)
+    base = StableDiffusionPipeline(
+        tiny_vae(), tiny_text_encoder(), tiny_tokenizer(), tiny_unet2d(), scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe = VideoMakerPipeline.from_pipe(base, motion_adapter=tiny_motion_adapter())
+    pipe.set_progress_bar_config(disable=True)
+    if chosen:
+        assert pipe.scheduler is scheduler
+    else:
+        assert ANIMATEDIFF_SCHEDULE.items() <= dict(pipe.scheduler.config).items()
+    assert run(pipe).isfinite().all()
+    pipe.generation_defaults = GenerationDefaults(num_frames=5)
+    assert VideoMakerPipeline.from_pipe(pipe).generation_defaults.num_frames == 5
 
 
 def test_prompts_can_be_encoded_without_a_unet():
@@ -119,6 +170,17 @@ def test_prompts_can_be_encoded_without_a_unet():
     assert embeds.shape == (1, 77, 16)
     with pytest.raises(InputError, match="has no unet"):
         alone("a fox", picture())
+
+
+def test_a_part_of_another_size_is_refused():
+    pipe = tiny_pipeline()
+    pipe.vae = AutoencoderKL.from_config({**pipe.vae.config, "latent_channels": 8})
+    with pytest.raises(InputError, match="vae of size 8 does not fit"):
+        run(pipe)
+    pipe = tiny_pipeline()
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
+    with pytest.raises(InputError, match="text_encoder of size 8 does not fit"):
+        run(pipe)
 
 
 def test_guidance_ends_by_callback_as_by_approximation():
@@ -141,8 +203,35 @@ def test_embeddings_of_another_length():
     pipe = tiny_pipeline()
     text = pipe.encode_prompt("a fox", "cpu", 1, False)[0]
     assert run(pipe, None, prompt_embeds=text[:, :5]).isfinite().all()
-    with pytest.raises(InputError, match="prompt_embeds have 154 tokens"):
-        run(pipe, None, prompt_embeds=torch.cat([text, text], 1))
+    for odd in (torch.cat([text, text], 1), text[:, :1]):
+        with pytest.raises(InputError, match=f"prompt_embeds have {odd.shape[1]} tokens"):
+            run(pipe, None, prompt_embeds=odd)
+    for odd in (text[:0], text[:, :0], text.to_sparse(), text.to("meta")):
+        with pytest.raises(InputError, match=r"prompt_embeds (has shape|is a)"):
+            run(pipe, None, prompt_embeds=odd)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda seen: {"latents": None}, "latents that callback_on_step_end returned is a NoneType"),
+        (lambda seen: {"latents": seen["latents"][:, :, :1]}, "latents .* has shape"),
+        (lambda seen: {"latents": seen["latents"] * float("nan")}, "latents .* not finite"),
+        (lambda seen: {"prompt_embeds": None}, "prompt_embeds .* is a NoneType"),
+        (lambda seen: {"prompt_embeds": torch.zeros(1, 5, 16)}, "prompt_embeds .* has shape"),
+        (lambda seen: {"negative_prompt_embeds": torch.zeros(3, 77, 16)}, "negative_prompt_embeds .* has shape"),
+        (lambda seen: None, "returned a NoneType"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(returned, words):
+    with pytest.raises(InputError, match=words):
+        run(tiny_pipeline(), callback_on_step_end=lambda pipe, step, t, seen: returned(seen))
+
+
+def test_a_callback_may_return_another_dtype():
+    pipe = tiny_pipeline()
+    wide = run(pipe, callback_on_step_end=lambda pipe, step, t, seen: {"latents": seen["latents"].double()})
+    assert torch.equal(wide, run(pipe))
 
 
 def test_a_batch_of_pictures_is_the_list_of_them():

@@ -150,6 +150,8 @@ def _is_card(path: Path) -> bool:
 
 
 def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out} is not a name for weights: end it in .safetensors")
     card_file = out.with_suffix(".md")
     if card_file.exists() and not _is_card(card_file):
         raise InputError(f"{card_file} is where the model card goes, and it is another file: give another --out")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from videomaker.attention import PisaAttnProcessor, install_pisa, trainable_names
+from videomaker.attention import PisaAttnProcessor, drop_layout, install_pisa, trainable_names
 from videomaker.denoising import predict_noise
 from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
@@ -260,3 +260,4 @@ def _remove_pisa(unet: UNetMotionModel) -> None:
     for module in unet.modules():
         if isinstance(getattr(module, "processor", None), PisaAttnProcessor):
             module.set_processor(AttnProcessor2_0())
+    drop_layout(unet)

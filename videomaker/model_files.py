@@ -20,6 +20,7 @@ _CONFIGS = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
+_NAMED = ("unet", "vae", "scheduler")  # diffusers' parts
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _MOST_LAYERS, _MOST = 128, 10**7  # of a block; of anything else in a configuration
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -51,7 +52,10 @@ def _check_part(folder: Path, config: str) -> None:
         if file.suffix == ".safetensors":
             _check_numbers(file, safetensors_header(file))
     if (folder / config).exists():
-        _check_sizes(folder / config, read_json(folder / config))
+        values = read_json(folder / config)
+        _check_sizes(folder / config, values)
+        if folder.name in _NAMED and "_class_name" not in values:  # all else would be filled in with defaults
+            raise InputError(f"{folder / config} does not say what it configures (_class_name): fetch the file again")
     elif folder.name != "tokenizer":
         raise InputError(f"model {folder.parent} cannot be loaded: it has no {folder.name}/{config}")
     if folder.name == "tokenizer":

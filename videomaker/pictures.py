@@ -24,6 +24,7 @@ MAX_PIXELS = 64_000_000  # 192 MB once decoded; checked against the header, befo
 _DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _STILL_FORMATS = ("JPEG", "MPO")  # an MPO is a JPEG whose further pictures are previews or depth maps
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
+_LOSSLESS_WEBP = b"VP8L"  # the name of its chunk, which begins the file
 _OPAQUE = 128  # alpha from which a pixel of a cut-out belongs to it
 
 
@@ -74,7 +75,9 @@ def _read(source: Source, name: str | None, role: str, convert, max_pixels: int)
         try:
             with _decode(file) as image:
                 _check_header(image, name, max_pixels)
-                return convert(_upright(image), name)
+                upright = _upright(image)
+                upright.info["lossy"] = image.format in _LOSSY_FORMATS and _LOSSLESS_WEBP not in start
+                return convert(upright, name)
         except InputError:
             raise
         except Exception as error:  # of damaged files, each decoder complains in its own way
@@ -152,7 +155,7 @@ def _reason(error: Exception, max_pixels: int) -> str:
 def _labels(image: Image.Image, name: str) -> np.ndarray:
     if image.mode == "F":
         return _whole_numbers(np.asarray(image), name)
-    lossy = image.format in _LOSSY_FORMATS
+    lossy = image.info["lossy"]
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
@@ -202,6 +205,8 @@ def python_picture(
     """
     if isinstance(value, Image.Image):
         _check_still(value, name)
+        if not all(value.size):
+            raise InputError(f"{name} has {value.width}x{value.height} pixels: give a picture")
         try:
             return rgb_over_white(_upright(value), name)
         except (OSError, ValueError) as error:
@@ -216,12 +221,14 @@ def _channels_first(value, name: str) -> torch.Tensor:
 
     if isinstance(value, np.ndarray):
         try:
-            tensor = torch.from_numpy(np.ascontiguousarray(value))
+            tensor = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
         except TypeError as error:
             raise InputError(f"{name} is an array of {value.dtype}: give uint8 in 0..255 or floats in 0..1") from error
         tensor = tensor[..., None] if tensor.ndim == 2 else tensor
         tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
     elif isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise InputError(f"{name} is a tensor without dense numbers: give an ordinary one")
         tensor = value.detach()
         tensor = tensor[None] if tensor.ndim == 2 else tensor
     else:
@@ -244,7 +251,7 @@ def _from_channels(picture: torch.Tensor, name: str):
     picture = picture.float().cpu()
     low, high = picture.min().item(), picture.max().item()
     if not (torch.isfinite(picture).all() and low >= 0 and high <= 1):
-        raise InputError(f"{name} has floats from {low:.3g} to {high:.3g}: give 0..1, or uint8 in 0..255")
+        raise InputError(f"{name} has floats from {low:.7g} to {high:.7g}: give 0..1, or uint8 in 0..255")
     if picture.shape[0] == 4:
         picture = picture[:3] * picture[3:] + (1 - picture[3:])
     return picture.expand(3, -1, -1)

@@ -155,6 +155,8 @@ def _validate(
     for name, x in (("q", q), ("k", k), ("v", v)):
         validate_tensor(name, x, q)
     for name, x in (("k_ref", k_ref), ("v_ref", v_ref)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor, got a {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must be [B or 1, M, H, D], got {x.ndim} dimensions: {tuple(x.shape)}")
         validate_layout(name, x, q, may_be_empty=True)

@@ -21,7 +21,7 @@ BAD_SCALARS: dict[str, tuple[Any, ...]] = {
 }
 BAD_REFERENCE = {
     "use_reference": ([True], torch.ones(3, dtype=torch.bool), torch.ones(2), torch.ones(2, 2, dtype=torch.bool), "x"),
-    "reference_bias": (float("nan"), "x", torch.ones(3), torch.ones(2, 9), torch.full((2,), float("nan")), [0.0]),
+    "reference_bias": (float("nan"), "x", torch.ones(3), torch.ones(2, 9), [0.0]),
 }
 
 

@@ -8,9 +8,11 @@ from .pisa import (
     FramesOnlyCrossAttnProcessor,
     PisaAttnProcessor,
     ReferenceLayout,
+    drop_layout,
     fuse_pisa_projections,
     fused_projections,
     install_pisa,
+    leaves_reference_out,
     set_pisa_backend,
     trainable_names,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "ReferenceLayout",
     "SharedStyle",
     "StyleAlignedAttnProcessor",
+    "drop_layout",
     "fuse_pisa_projections",
     "fused_projections",
     "install_attention",
@@ -36,6 +39,7 @@ __all__ = [
     "install_reference_attention",
     "install_style_aligned",
     "is_spatial_self_attention",
+    "leaves_reference_out",
     "set_pisa_backend",
     "trainable_names",
 ]

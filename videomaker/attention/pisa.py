@@ -6,6 +6,7 @@ Only the spatial self-attention (`attn1` outside the motion modules) changes; th
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -146,6 +147,11 @@ class FramesOnlyCrossAttnProcessor(AttnProcessor2_0):
         return torch.cat([attended.view_as(frames), reference], dim=1).flatten(0, 1)
 
 
+def leaves_reference_out(processor: Any) -> bool:
+    """Whether a text cross-attention is for the frames alone, also through what the static step put around it."""
+    return isinstance(getattr(processor, "replaced", processor), FramesOnlyCrossAttnProcessor)
+
+
 def _is_plain(layer: Any, adapter: str) -> bool:
     return isinstance(layer.lora_dropout[adapter], torch.nn.Identity) and layer.lora_B[adapter].bias is None
 
@@ -187,9 +193,48 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
         add_hook(module, keep_from_others)
         if not reference_cross_attention:
             module.set_processor(FramesOnlyCrossAttnProcessor())
-        elif isinstance(module.processor, FramesOnlyCrossAttnProcessor):
+        elif leaves_reference_out(module.processor):
             module.set_processor(AttnProcessor2_0())
+    unet.__dict__["set_default_attn_processor"] = _DefaultProcessors(unet)
     return installed
+
+
+def drop_layout(unet: UNetMotionModel) -> None:
+    """For a UNet without PISA: the layout of a call ends where no processor reads it, without diffusers' warning."""
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention) and "motion_modules" not in name.split("."):
+            add_hook(module, keep_from_others)
+
+
+class _DefaultProcessors:
+    """`unet.set_default_attn_processor()` of a UNet with PISA: diffusers' defaults everywhere, PISA's where they were.
+
+    diffusers' own refuses processors that it does not know. Held by the UNet, whose memory is freed with its last
+    user: hence a weak reference, made anew for a copy.
+    """
+
+    def __init__(self, unet: UNetMotionModel):
+        self.unet = weakref.ref(unet)
+
+    def __reduce__(self) -> tuple:
+        return _DefaultProcessors, (self.unet(),)
+
+    def __call__(self) -> None:
+        unet = self.unet()
+        assert unet is not None  # it is what holds this
+        ours = [layer for layer in unet.modules() if _is_ours(getattr(layer, "processor", None))]
+        kept = [layer.processor for layer in ours]
+        for layer in ours:
+            layer.set_processor(AttnProcessor2_0())
+        try:
+            type(unet).set_default_attn_processor(unet)
+        finally:
+            for layer, processor in zip(ours, kept, strict=True):
+                layer.set_processor(processor)
+
+
+def _is_ours(processor: Any) -> bool:
+    return type(processor).__module__.split(".")[0] == __name__.split(".")[0]
 
 
 def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:

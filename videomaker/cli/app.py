@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from textwrap import shorten
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -29,8 +29,11 @@ class _Commands(TyperGroup):
         except (InputError, OSError) as error:
             typer.echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(2) from error
-        except (typer.Exit, typer.Abort, _UsageError):
+        except (typer.Exit, typer.Abort):
             raise
+        except _UsageError as error:
+            _show_usage_error(error, ctx)
+            raise typer.Exit(2) from error
         except Exception as error:
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 raise
@@ -38,6 +41,16 @@ class _Commands(TyperGroup):
             message = f"{kind}: {_one_line(error)}" if str(error) else kind
             typer.echo(f"error: unexpected {message}; videomaker --verbose … shows where", err=True)
             raise typer.Exit(1) from error
+
+
+def _show_usage_error(error: Any, ctx: Any) -> None:
+    """What the parser refused, as one line like any other error; where nothing was asked, the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    command = (getattr(error, "ctx", None) or ctx).command_path
+    typer.echo(
+        f"error: {shorten(error.format_message(), 400, placeholder=' …')} ({command} --help says more)", err=True
+    )
 
 
 def _one_line(error: Exception) -> str:

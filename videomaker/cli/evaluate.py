@@ -106,9 +106,11 @@ def run(
 
     The same command goes on after an interruption.
     """
+    from videomaker.evaluation.plan import check_place
     from videomaker.evaluation.suite import read_suite
 
     task = read_suite(suite)  # before the libraries load
+    check_place(out)
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import parse_shard, run_suite
@@ -146,9 +148,11 @@ def measure(
     Prompts are counted from 0 in the suite's order. The same command goes
     on after an interruption.
     """
+    from videomaker.evaluation.plan import check_place
     from videomaker.evaluation.suite import read_suite
 
     task = read_suite(suite)  # before the libraries load
+    check_place(out)
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
     from videomaker.evaluation.run import first_size, measure_videos, parse_shard

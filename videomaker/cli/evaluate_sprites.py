@@ -35,13 +35,14 @@ def sprites(
     interruption, seed by seed.
     """
     quiet_libraries()
-    from videomaker.evaluation.sprite_study import CREATURES, RESULTS, SHEET, study_sprites
+    from videomaker.evaluation.sprite_study import CREATURES, RESULTS, SHEET, check_place, study_sprites
     from videomaker.evaluation.sprites import SpriteSuite
     from videomaker.jobs.defaults import generation_defaults, model_folder
     from videomaker.jobs.prepare import load_pipeline, resolve_model
     from videomaker.jobs.request import ModelSpec, parse_seeds
 
     seeds = parse_seeds(seed)
+    check_place(out)
     settings, _ = generation_defaults(model_folder(model))
     task = SpriteSuite(
         clips, seeds[0], steps or settings.steps or 30, guidance or settings.guidance or 8.0, reference=reference

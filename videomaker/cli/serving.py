@@ -101,7 +101,7 @@ def submit(
     Each video and its record are fetched when they are ready. Results
     that are there are kept; Ctrl-C cancels what is not.
     """
-    from videomaker.jobs import request
+    from videomaker.jobs import places, request
     from videomaker.serve.client import Client
 
     from .submitting import submit_jobs
@@ -117,6 +117,8 @@ def submit(
         output=output,
         combine=combine,
     )
+    given = [*(path for job in jobs for path in job.references), *([mask] if mask else [])]
+    places.check_places(jobs, "mp4", inputs=given, fetched=True)
     fields = {
         "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
         "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,

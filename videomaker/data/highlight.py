@@ -26,7 +26,7 @@ from videomaker.model_files import load_whole
 
 from .check import describe_counts
 from .dataset import spread_frames
-from .manifest import Clip, Reference, read_manifest, write_manifest
+from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
 from .shards import claim, clip_file, reference_picture
 from .video import ClipError, open_video
 
@@ -126,6 +126,7 @@ def highlight_manifest(
     settings = settings or HighlightSettings()
     if out.parent.resolve() != manifest.parent.resolve():
         raise InputError(f"paths in a manifest are relative to its folder: put {out.name} into {manifest.parent}")
+    check_place(out, source=manifest)
     jobs = [(clip, _text(clip, prompt)) for clip in read_manifest(manifest)]
     folder = out.parent / f"{out.stem}-masks"
     claim(folder, asdict(settings), "masks made with other thresholds")

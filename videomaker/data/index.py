@@ -15,7 +15,7 @@ from videomaker.errors import InputError
 
 from .check import describe_counts, map_files
 from .index_folder import SUFFIXES, index_folder
-from .manifest import Clip, Reference, write_manifest
+from .manifest import Clip, Reference, check_place, write_manifest
 from .video import ClipError, VideoInfo, probe
 
 # CelebV-Text has a folder of descriptions for each of these; one of them is spelt in two ways.
@@ -127,6 +127,7 @@ def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> t
     Raises:
         InputError: no clip can be used; nothing is written.
     """
+    check_place(out)
     clips, dropped = drafts[0], collections.Counter(drafts[1])
     base, usable = out.resolve().parent, {}
     for (fields, source), info in zip(clips, map_files(_probe_draft, clips, "reading videos"), strict=True):

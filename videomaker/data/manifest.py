@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_file_name
 
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
@@ -123,8 +123,32 @@ def read_manifest(path: str | os.PathLike, *, split: str = "") -> list[Clip]:
     return chosen
 
 
+def check_place(path: Path, *, source: Path | None = None) -> None:
+    """Refuses to write a manifest over what is none, or over the one it is made from: to be called before the work.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if source is not None and path.exists() and path.samefile(source):
+        raise InputError(f"{path} is the manifest that is read, which stays as it is: give --out another name")
+    check_file_name(path)
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        first = next(iter(parse_manifest(path)), None)
+    except InputError:
+        first = None
+    if first is None or isinstance(first[1], str):
+        raise InputError(f"{path} is there and is no manifest: give another --out")
+
+
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
-    """Writes a manifest, complete or not at all."""
+    """Writes a manifest, complete or not at all.
+
+    Raises:
+        InputError: see `check_place`.
+    """
+    check_place(Path(path))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(clip.model_dump_json(exclude_defaults=True) + "\n" for clip in clips)
 

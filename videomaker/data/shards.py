@@ -19,7 +19,7 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
 
-from .manifest import Clip, Reference, read_manifest, write_manifest
+from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
 from .reference import read_mask
 from .remote import ensure_local
 from .video import ClipError, Video, probe
@@ -106,6 +106,7 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
     Raises:
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
     """
+    check_place(out / "manifest.jsonl", source=manifest)
     clips = read_manifest(manifest)
     plan = {"manifest": sha256(manifest.read_bytes()), "clips_per_shard": clips_per_shard}
     claim(out, plan, "shards of another manifest or size")

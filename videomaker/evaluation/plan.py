@@ -14,6 +14,9 @@ from videomaker.files import atomic_path
 from .suite import Item, Prompt, Subject, Suite
 
 PLAN_FILE = "plan.json"
+REPORT_FILES = (  # of `run.write_report`
+    "report.json", "report.md", "videos.csv", "differences.json", "best.png", "worst.png", "tradeoff.png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,35 @@ class Plan:
         return self.suite.items()
 
 
+def check_place(out: Path) -> None:
+    """Refuses a folder whose files a report would replace, unless they are of earlier results: before the work.
+
+    Raises:
+        InputError: `out` is no folder, or holds such files.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: give another --out")
+    ours = (out / PLAN_FILE).exists() and _is_plan(out)
+    there = [name for name in (PLAN_FILE, *REPORT_FILES) if (out / name).exists()]
+    if there and not ours:
+        raise InputError(f"{out / there[0]} is not of this command and would be replaced: give another --out")
+
+
+def _is_plan(out: Path) -> bool:
+    try:
+        read_plan(out)
+    except InputError:
+        return False
+    return True
+
+
 def write_plan(plan: Plan, out: Path) -> None:
-    """Writes `OUT/plan.json`; paths inside OUT are relative, so that the folder can move."""
+    """Writes `OUT/plan.json`; paths inside OUT are relative, so that the folder can move.
+
+    Raises:
+        InputError: see `check_place`.
+    """
+    check_place(out)
     values = {
         "protocol": plan.protocol,
         "videos": _relative(plan.videos, out),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.jobs.record import component_digests
 from videomaker.pipeline import VideoMakerPipeline
@@ -25,6 +26,19 @@ from .sprites import SpriteSuite, case_sheet, contact_sheet, score_cases, sprite
 
 RESULTS, CREATURES, SHEET, FAILED = "results.json", "creatures.csv", "videos.png", "failed.png"
 _SHOWN = 16  # failed creatures on a sheet
+
+
+def check_place(out: Path) -> None:
+    """Refuses a folder with files that a study would replace, unless a study made them: before the work.
+
+    Raises:
+        InputError: `out` is no folder, or holds such files.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: give another --out")
+    there = [name for name in (RESULTS, CREATURES, SHEET) if (out / name).exists()]
+    if there and not any(out.glob(f"seed-*/{RESULTS}")):
+        raise InputError(f"{out / there[0]} is not of this command and would be replaced: give another --out")
 
 
 def study_sprites(
@@ -53,8 +67,9 @@ def study_sprites(
         `intervals` (of the rates, Wilson's, over the creatures of all seeds) and `failures` (see `creatures.failures`).
 
     Raises:
-        InputError: see `evaluate_sprites`.
+        InputError: see `evaluate_sprites` and `check_place`.
     """
+    check_place(out)
     digests, total = component_digests(pipe), suite.clips * len(seeds)
     found = []
     for number, seed in enumerate(seeds):

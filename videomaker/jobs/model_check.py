@@ -118,7 +118,10 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
             raise InputError(f"model {source!r} lacks {len(missing)} tensors of {part}, such as {missing[0]}")
         if bad := [name for name, value in parameters.items() if not value.isfinite().all()]:
             raise InputError(f"model {source!r} has {len(bad)} tensors of {part} that are no numbers, such as {bad[0]}")
+        if parameters and not any(value.any() for value in parameters.values()):
+            raise InputError(f"model {source!r} has only zeros in its {part}: fetch the whole folder again")
     _check_scheduler(pipe, source)
+    _check_configs(pipe, source)
     unet, text = pipe.unet.config, pipe.text_encoder.config
     pairs = {
         "the UNet's input and the VAE's latents": (unet.in_channels, pipe.vae.config.latent_channels),
@@ -139,6 +142,46 @@ def check_parts(pipe: VideoMakerPipeline, source: str) -> None:
             f"model {source!r} has a tokenizer of {longest} positions for a text encoder of "
             f"{text.max_position_embeddings}: set model_max_length in tokenizer/tokenizer_config.json"
         )
+
+
+def _check_configs(pipe: VideoMakerPipeline, source: str) -> None:
+    side, scale, shift = (
+        pipe.unet.config.sample_size, pipe.vae.config.scaling_factor, pipe.vae.config.get("shift_factor"),
+    )  # fmt: skip
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise InputError(f"model {source!r} has a UNet with the sample_size {str(side)[:40]!r}: it must be from 1")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise InputError(f"model {source!r} has a VAE with the scaling_factor {str(scale)[:40]!r}: it must be above 0")
+    if shift:
+        raise InputError(f"model {source!r} has a VAE with the shift_factor {shift}, of another family: give SD 1.5's")
+
+
+def try_out(pipe: VideoMakerPipeline, source: str) -> None:
+    """Every part once on the smallest input, so that what a damaged configuration breaks is told before the work.
+
+    Raises:
+        InputError: with the library's own words.
+    """
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    unet, side = pipe.unet, 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    processors = unet.attn_processors
+    unet.set_attn_processor(AttnProcessor2_0())  # our kernels would be compiled for a size that nobody asks for
+    try:
+        with torch.no_grad():
+            pipe.scheduler.set_timesteps(2)
+            text = pipe.encode_prompt("a", pipe.device, 1, False)[0].to(unet.dtype)
+            latents = torch.zeros(1, unet.config.in_channels, 1, side, side, dtype=unet.dtype, device=unet.device)
+            unet(latents, pipe.scheduler.timesteps[0], encoder_hidden_states=text)
+            pipe.vae.decode(latents[:, :, 0].to(pipe.vae.dtype))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each part complains in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {source!r} cannot be used: {type(error).__name__}: {reason}") from error
+    finally:
+        unet.set_attn_processor(processors)
 
 
 def _check_scheduler(pipe: VideoMakerPipeline, source: str) -> None:

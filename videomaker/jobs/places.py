@@ -37,7 +37,12 @@ def is_frames_folder(folder: Path) -> bool:
 
 
 def check_places(
-    jobs: Sequence[Job], file_format: Format, *, sheet: Path | None = None, inputs: Iterable[Path] = ()
+    jobs: Sequence[Job],
+    file_format: Format,
+    *,
+    sheet: Path | None = None,
+    inputs: Iterable[Path] = (),
+    fetched: bool = False,
 ) -> None:
     """Refuses results that could not be written, or that would take the place of something else.
 
@@ -46,13 +51,14 @@ def check_places(
         file_format: of the videos.
         sheet: the contact sheet, if one is asked for.
         inputs: files that the user gave: no result may replace them.
+        fetched: from a server, whose records bear its own names of the videos.
 
     Raises:
         InputError: with the first reason.
     """
     given = [path for path in inputs if path.exists()]
     for job in jobs:
-        _check_place(job.path, file_format)
+        _check_place(job.path, file_format, fetched)
         for path in (job.path, record_path(job.path)):
             _check_no_input(path, given)
     for folder in {job.path.parent for job in jobs}:
@@ -76,7 +82,7 @@ def check_references(jobs: Iterable[Job]) -> None:
         load_reference(path)
 
 
-def _check_place(path: Path, file_format: Format) -> None:
+def _check_place(path: Path, file_format: Format, fetched: bool) -> None:
     if file_format == "frames":
         if len(path.name.encode()) > 255:
             raise InputError(f"output {path.name[:40]}… is too long a name: give a shorter one")
@@ -85,7 +91,7 @@ def _check_place(path: Path, file_format: Format) -> None:
         check_file_name(path)
     record = record_path(path)
     check_file_name(record)
-    if record.exists() and (problem := foreign_record(record, path.name)):
+    if record.exists() and (problem := foreign_record(record, path.name, fetched=fetched)):
         raise InputError(f"{record} is where the video's record goes, and {problem}: give another --output")
 
 
@@ -94,8 +100,11 @@ def _check_no_input(path: Path, given: Iterable[Path]) -> None:
         raise InputError(f"output {path} is one of the inputs: give another --output")
 
 
-def foreign_record(path: Path, video: str) -> str | None:
-    """Why a file is not the record of the result `video`; None if it is."""
+def foreign_record(path: Path, video: str, *, fetched: bool = False) -> str | None:
+    """Why a file is not the record of the result `video`; None if it is.
+
+    That of a fetched video is known by its naming no other file beside it.
+    """
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
             return "it is no record"
@@ -104,7 +113,10 @@ def foreign_record(path: Path, video: str) -> str | None:
         return "it is no record"
     if not isinstance(record, dict) or not {"record_version", "video", "prompt", "settings"} <= record.keys():
         return "it is no record"
-    return None if record["video"] == video else f"it is that of {record['video']!r}"
+    named = str(record["video"])
+    if named == video or (fetched and not (path.parent / Path(named).name).exists()):
+        return None
+    return f"it is that of {named!r}"
 
 
 def is_contact_sheet(path: Path) -> bool:

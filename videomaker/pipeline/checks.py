@@ -12,9 +12,19 @@ from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
 from videomaker.errors import InputError
+from videomaker.kernels.pisa.api import BACKENDS
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _MAX_VALUE = 2**31
+
+
+def check_modes(attention_backend: Any, **switches: Any) -> None:
+    """Refuses what the pipeline cannot be made with, as a damaged `model_index.json` may say."""
+    if attention_backend not in ("auto", *BACKENDS):
+        raise InputError(f"unknown attention backend {attention_backend!r}: choose from auto, {', '.join(BACKENDS)}")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; it must be True or False")
 
 
 def check_counts(**counts: Any) -> None:
@@ -124,17 +134,22 @@ def check_tensor(name: str, value: Any, shape: tuple) -> None:
     Args:
         name: what messages call it.
         value: the tensor.
-        shape: its sizes; a tuple of sizes where several will do, None where all will.
+        shape: its sizes; a tuple of sizes where several will do, None where all from 1 will.
     """
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; give a tensor")
     allowed = [size if isinstance(size, tuple) or size is None else (size,) for size in shape]
-    fits = value.ndim == len(shape) and all(a is None or n in a for n, a in zip(value.shape, allowed, strict=True))
+    fits = value.ndim == len(shape) and all(
+        n in a if a is not None else n > 0 for n, a in zip(value.shape, allowed, strict=True)
+    )
     if not fits:
-        wanted = ["any" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
+        wanted = ["1 or more" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
         raise InputError(f"{name} has shape {tuple(value.shape)}; it must be [{', '.join(wanted)}]")
     if not value.is_floating_point():
         raise InputError(f"{name} holds {value.dtype}; give floating numbers")
+    if value.layout != torch.strided or value.is_meta:
+        kind = "meta" if value.is_meta else value.layout
+        raise InputError(f"{name} is a {kind} tensor; give a dense one with numbers")
     if not value.isfinite().all():
         raise InputError(f"{name} holds numbers that are not finite; give others")
 
@@ -146,17 +161,37 @@ def check_components(pipe: Any, needed: Mapping[str, bool]) -> None:
             raise InputError(f"this pipeline has no {name}; load it with one to make videos")
 
 
-def check_processors(unet: UNetMotionModel) -> None:
+def check_fit(pipe: Any) -> None:
+    """Refuses parts of other sizes than the UNet's, as one that was put in another's place may have."""
+    unet = pipe.unet.config
+    pairs = {
+        "text_encoder": (
+            getattr(getattr(pipe.text_encoder, "config", None), "hidden_size", None),
+            "cross_attention_dim",
+        ),
+        "vae": (getattr(getattr(pipe.vae, "config", None), "latent_channels", None), "in_channels"),
+    }
+    for name, (size, wanted) in pairs.items():
+        if size is not None and size != unet[wanted]:
+            raise InputError(f"{name} of size {size} does not fit the UNet's {wanted} of {unet[wanted]}: give its own")
+
+
+def check_processors(unet: UNetMotionModel, *, use_pisa: bool) -> None:
     """Refuses a UNet whose spatial self-attention does not see the reference: the subject would be left out.
 
     diffusers' own methods (`set_attn_processor`, `fuse_qkv_projections`, …) replace every processor of a UNet.
 
     Raises:
-        InputError: a PISA processor is gone.
+        InputError: a PISA processor is gone, or is there in spite of `use_pisa=False`.
     """
     spatial = {name: kind for name, kind in unet.attn_processors.items() if is_spatial_self_attention(name)}
     lost = [type(kind).__name__ for kind in spatial.values() if not isinstance(kind, PisaAttnProcessor)]
-    if lost:
+    if not use_pisa and len(lost) < len(spatial):
+        raise InputError(
+            "this pipeline was made with use_pisa=False and its UNet has PISA processors, as another pipeline that "
+            "shares it needs: load a UNet for each"
+        )
+    if use_pisa and lost:
         raise InputError(
             f"{len(lost)} of {len(spatial)} spatial self-attentions have lost their PISA processor to {lost[0]}, so "
             "the reference would not be seen: call videomaker.install_pisa(pipe.unet), or use_pisa=False"

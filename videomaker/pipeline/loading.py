@@ -6,6 +6,7 @@ from typing import Any, Self, cast
 
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, DiffusionPipeline, MotionAdapter
+from diffusers.utils import logging
 
 from videomaker.errors import InputError
 from videomaker.generation import FILE, read_generation_defaults
@@ -14,6 +15,8 @@ from videomaker.weights import CoverageReport, load_into, load_text_encoder, rea
 
 from .parts import Parts
 
+_DIFFUSERS_LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")
+
 # AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
 ANIMATEDIFF_SCHEDULE = {
     "clip_sample": False,
@@ -21,6 +24,7 @@ ANIMATEDIFF_SCHEDULE = {
     "beta_schedule": "linear",
     "steps_offset": 1,
 }
+ANIMATEDIFF_NOISE = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 class LoadingMixin(Parts):
@@ -43,6 +47,8 @@ class LoadingMixin(Parts):
             kwargs["text_encoder"] = load_text_encoder(
                 folder / "text_encoder", dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
             )
+            told = "Loaded text_encoder as %s from `text_encoder` subfolder of %s."  # as diffusers tells of the others
+            _DIFFUSERS_LOG.info(told, type(kwargs["text_encoder"]).__name__, folder)
         _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         _set_schedule(pipe, kwargs)
@@ -53,13 +59,17 @@ class LoadingMixin(Parts):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """As in diffusers: a pipeline of another one's parts, which it shares, in their dtype unless one is given.
 
-        With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`.
+        With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`;
+        a scheduler with the noise that AnimateDiff was trained on is one that somebody chose for it, and stays.
         """
         if not {"torch_dtype", "dtype"} & kwargs.keys():
             kwargs["torch_dtype"] = pipeline.dtype
         _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
         pipe = super().from_pipe(pipeline, **kwargs)
-        _set_schedule(pipe, kwargs)
+        noise = {name: pipe.scheduler.config.get(name) for name in ANIMATEDIFF_NOISE} if pipe.scheduler else {}
+        if noise != ANIMATEDIFF_NOISE:
+            _set_schedule(pipe, kwargs)
+        pipe.generation_defaults = getattr(pipeline, "generation_defaults", pipe.generation_defaults)
         return pipe
 
     @classmethod

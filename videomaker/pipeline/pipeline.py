@@ -111,6 +111,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         super().__init__(
             vae, text_encoder, tokenizer, unet, motion_adapter, scheduler, feature_extractor, image_encoder
         )
+        checks.check_modes(attention_backend, reference_cross_attention=reference_cross_attention, use_pisa=use_pisa)
         self.register_modules(motion_adapter=None)
         self.register_to_config(
             attention_backend=attention_backend,
@@ -230,7 +231,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         )
         if self.config.use_pisa:
             self._adopt_unet()
-            checks.check_processors(self.unet)
+        checks.check_processors(self.unet, use_pisa=self.config.use_pisa)
+        checks.check_fit(self)
         checks.check_compute_dtypes(self.unet)
 
     def _check_call(
@@ -252,6 +254,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         )
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
         checks.check_number("eta", eta, low=0)
+        checks.refused_in_words(self.scheduler.set_timesteps, settings.num_inference_steps)
         # Ours have been checked; diffusers' own check refuses sizes by 8 alone, and shapes that can be made to fit.
         checks.refused_in_words(
             self.check_inputs, prompt, 8, 8, None, settings.negative_prompt,

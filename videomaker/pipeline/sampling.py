@@ -14,7 +14,7 @@ from videomaker.compiled.step import denoising_step
 from videomaker.denoising import guided_noise
 from videomaker.errors import InputError
 
-from .checks import check_number
+from .checks import check_number, check_tensor
 from .inputs import Generators
 from .parts import Parts
 from .windows import Windows
@@ -143,14 +143,17 @@ class SamplingMixin(Parts):
                 f"callback_on_step_end returned a {type(changed).__name__}; return the tensors it was given"
             )
         new = {name: value for name, value in changed.items() if name in seen and value is not seen[name]}
-        state = state._replace(latents=new.get("latents", state.latents))
+        if "latents" in new:
+            state = state._replace(latents=_returned("latents", new["latents"], state.latents))
         if self._guidance_scale != scale:
             check_number("guidance_scale, as the callback set it,", self._guidance_scale)
             state = self._with_scale(state)
         if "prompt_embeds" in new:
-            state = state._replace(text=_new_text(new["prompt_embeds"], state))
+            state = state._replace(text=_new_text(_returned("prompt_embeds", new["prompt_embeds"], state.text), state))
         if new.get("negative_prompt_embeds") is not None and state.guidance is not None:
-            state = state._replace(text=torch.cat([new["negative_prompt_embeds"], state.text.chunk(2)[1]]))
+            text = state.text.chunk(2)[1]
+            negative = _returned("negative_prompt_embeds", new["negative_prompt_embeds"], text)
+            state = state._replace(text=torch.cat([negative.expand(len(text), -1, -1), text]))
         return state
 
     def _with_scale(self, state: State) -> State:
@@ -212,6 +215,13 @@ class EagerSampler:
             self.pipe.unet, self.pipe.scheduler.scale_model_input(latents, t), self.reference, t, text, guidance,
             cross_attention_kwargs=self.pipe.cross_attention_kwargs, added_cond_kwargs=added,
         )  # fmt: skip
+
+
+def _returned(name: str, value: Any, before: torch.Tensor) -> torch.Tensor:
+    """What a callback put in place of `before`, in its dtype; prompts may be for other rows, see `_new_text`."""
+    rows = {"latents": len(before), "negative_prompt_embeds": (1, len(before))}.get(name)
+    check_tensor(f"{name} that callback_on_step_end returned", value, (rows, *before.shape[1:]))
+    return value.to(before)
 
 
 def _new_text(text: torch.Tensor, state: State) -> torch.Tensor:

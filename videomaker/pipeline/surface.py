@@ -9,9 +9,11 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from videomaker.attention import (
     PisaAttnProcessor,
+    drop_layout,
     fuse_pisa_projections,
     install_pisa,
     is_spatial_self_attention,
+    leaves_reference_out,
 )
 from videomaker.errors import InputError
 
@@ -25,7 +27,9 @@ class SurfaceMixin(Parts):
         if self.unet is None:
             return
         self._unet_seen = weakref.ref(self.unet)
-        if self.config.use_pisa:
+        if not self.config.use_pisa:
+            drop_layout(self.unet)
+        else:
             install_pisa(
                 self.unet,
                 backend=self.config.attention_backend,
@@ -35,11 +39,14 @@ class SurfaceMixin(Parts):
     def _adopt_unet(self) -> None:
         """Gives a UNet that was put in another's place its PISA processors, as the constructor does.
 
+        So does one that another pipeline shares, which was made with another `reference_cross_attention`.
         One that has any of its own is left to `checks.check_processors`.
         """
-        if self._unet_seen() is self.unet:
+        processors = self.unet.attn_processors
+        frames_only = any(map(leaves_reference_out, processors.values()))
+        if self._unet_seen() is self.unet and frames_only != self.config.reference_cross_attention:
             return
-        kinds = {type(kind) for name, kind in self.unet.attn_processors.items() if is_spatial_self_attention(name)}
+        kinds = {type(kind) for name, kind in processors.items() if is_spatial_self_attention(name)}
         if kinds <= {AttnProcessor, AttnProcessor2_0, PisaAttnProcessor}:
             self._install_pisa()
 

@@ -13,6 +13,8 @@ from videomaker.errors import InputError
 from .checks import check_tensor
 from .parts import Parts
 
+ENDS = 2  # tokens of every text: its start and its end
+
 
 def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
     """A negative prompt for each of `count` prompts, from one or from as many."""
@@ -63,9 +65,9 @@ class TextMixin(Parts):
         limit = self.tokenizer.model_max_length
         if length == limit:
             return self._encode_prompts(negatives, clip_skip=None)
-        if length > limit:
+        if not ENDS <= length < limit:
             raise InputError(
-                f"prompt_embeds have {length} tokens and a negative prompt is encoded to {limit}: give "
+                f"prompt_embeds have {length} tokens and a negative prompt is encoded to {ENDS} to {limit}: give "
                 f"negative_prompt_embeds of {length} tokens as well"
             )
         return self._encode_each(negatives, lambda text: self._last_hidden(text, length, None))
@@ -80,7 +82,8 @@ class TextMixin(Parts):
             texts = prompt if isinstance(prompt, list) else [prompt]
             embeds = torch.cat([self._last_hidden(text, self.tokenizer.model_max_length, clip_skip) for text in texts])
             prompt, kwargs = None, {**kwargs, "prompt_embeds": embeds}
-        return super().encode_prompt(prompt, *args, **kwargs)
+        prompt_embeds, negative_prompt_embeds = super().encode_prompt(prompt, *args, **kwargs)
+        return prompt_embeds, negative_prompt_embeds  # diffusers' own tests read these names in the source
 
     def _encode_prompts(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor:
         """Embeddings `[B, L, E]`."""
