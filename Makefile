@@ -46,8 +46,8 @@ test-scale: export HF_HUB_OFFLINE = 1
 test-scale: export OMP_NUM_THREADS = 1
 test-scale: $(READY)  ## with real services: PostgreSQL, an S3 store, Ray; installs them
 ifndef PYTHON
-	for extra in scale-test ray; do $(PY) -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[$$extra]" || \
-		echo "the extra $$extra cannot be installed here: its tests are skipped"; done
+	for extra in scale-test ray; do $(PY) -m pip install -q --retries 1 --timeout 15 $(PIP_ARGS) \
+		-c constraints.txt -e ".[$$extra]" || echo "the extra $$extra cannot be installed here: its tests are skipped"; done
 endif
 	$(PY) -P -m pytest -m scale tests/test_scale_*.py tests/test_serve_queue.py tests/test_serve_migrate.py
 

@@ -65,6 +65,20 @@ def test_the_policy_asks_the_database_also_when_there_is_no_worker(tmp_path, any
     assert policy(Context) == (1, {})
 
 
+def start_ray(tries=3, **options):
+    """A local Ray; its own patience, of half a minute, is short for a busy machine."""
+    import ray
+
+    for left in reversed(range(tries)):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as error:  # of its own start, before anything of ours
+            ray.shutdown()
+            if not left:
+                pytest.skip(f"Ray does not start here: {str(error)[:200]}")
+
+
 @pytest.fixture
 def cluster(postgres, object_store, monkeypatch):
     """A local Ray with the application; the state of its database and files, and its address."""
@@ -84,10 +98,7 @@ def cluster(postgres, object_store, monkeypatch):
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="vm-ray-", ignore_cleanup_errors=True) as folder:
         options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 * 2**20, "_temp_dir": folder}
-        try:
-            ray.init("local", log_to_driver=False, configure_logging=False, **options)
-        except Exception as error:  # of its own start, before anything of ours
-            pytest.skip(f"Ray does not start here: {str(error)[:200]}")
+        start_ray(log_to_driver=False, configure_logging=False, **options)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(build({"config": settings, "min_workers": 1, "max_workers": 1}), route_prefix="/")

@@ -1,4 +1,4 @@
-"""Options of `serve`, `worker` and `keys`: settings of a server."""
+"""Options of `serve`, `worker`, `keys` and `submit`: settings of a server, and what is asked of one."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ Renderer = Annotated[
 ]
 LogFormat = Annotated[Literal["auto", "console", "json"] | None, typer.Option(help="Of the log on stderr.")]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print what is resolved, and end.")]
+
+Server = Annotated[str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")]
+Key = Annotated[str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")]
+JobsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--jobs",
+        help="Thousands of videos: a JSON object a line, these options its names. Goes on where it was stopped.",
+    ),
+]
+AtOnce = Annotated[int, typer.Option(min=1, max=1000, help="With --jobs: videos that are sent and not yet fetched.")]
+Consent = Annotated[
+    Literal["self", "permission", "synthetic", "not_a_person"] | None,
+    typer.Option(help="Why the subject may be shown.", rich_help_panel=options.VIDEO),
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from . import options, serve_options
 from .app import app
 
 if TYPE_CHECKING:
+    from videomaker.jobs.request import Combine, Job
     from videomaker.serve.keys import Keys
 
 
@@ -65,17 +67,13 @@ def serve(
 
 @app.command(no_args_is_help=True)
 def submit(
-    server: Annotated[
-        str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")
-    ] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)
-    ] = None,
+    server: serve_options.Server = "http://127.0.0.1:8000",
+    key: serve_options.Key = None,
     reference: options.References = None,
     prompt: options.Prompts = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")] = Path(
-        "outputs"
-    ),
+    jobs_file: serve_options.JobsFile = None,
+    at_once: serve_options.AtOnce = 32,
+    output: serve_options.Output = Path("outputs"),
     highlight: options.HighlightWord = "",
     mask: options.Mask = None,
     box: options.Box = None,
@@ -90,41 +88,50 @@ def submit(
     frames: options.Frames = None,
     fps: options.Fps = None,
     fit: options.Fit = None,
-    consent: Annotated[
-        Literal["self", "permission", "synthetic", "not_a_person"] | None,
-        typer.Option(help="Why the subject may be shown.", rich_help_panel=options.VIDEO),
-    ] = None,
+    consent: serve_options.Consent = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Have a server make videos; same options as generate.
 
     Each video and its record are fetched when they are ready. Results
-    that are there are kept; Ctrl-C cancels what is not.
+    that are there are kept; Ctrl-C cancels what is not. With --jobs
+    Ctrl-C leaves it to the server, and the same command fetches it.
     """
-    from videomaker.jobs import places, request
+    from videomaker.jobs import places
+    from videomaker.serve.bulk_lines import api_fields
     from videomaker.serve.client import Client
 
-    from .submitting import submit_jobs
+    from .submitting import submit_file, submit_jobs
 
-    if (width is None) != (height is None):
-        raise InputError(f"--width {width} --height {height}: give both, or neither")
     if output.suffix.lower() == ".gif":
         raise InputError(f"output {output}: a server makes .mp4; give that, or a folder")
-    jobs = request.plan_jobs(
-        request.find_references(reference or []),
-        request.read_prompts(prompt or []),
+    settings = {
+        "model": model, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt, "width": width,
+        "height": height, "frames": frames, "fps": fps, "fit": fit, "consent": consent, "highlight": highlight or None,
+        "box": box,
+    }  # fmt: skip
+    if jobs_file is None:
+        jobs = _planned(reference or [], prompt or [], seed, output, combine)
+        given = [*(path for job in jobs for path in job.references), *([mask] if mask else [])]
+        places.check_places(jobs, "mp4", inputs=given, fetched=True)
+        submit_jobs(Client(server, key), jobs, api_fields(settings), overwrite=overwrite, mask=mask)
+        return
+    if reference or prompt or mask or seed != "0" or output.suffix:
+        raise InputError("--jobs: its lines hold reference, prompt, mask and seed, and --output is a folder")
+    connect = partial(Client, server, key)
+    submit_file(jobs_file, output, settings, connect, at_once=at_once, overwrite=overwrite)
+
+
+def _planned(references: list[Path], prompts: list[str], seed: str, output: Path, combine: Combine) -> list[Job]:
+    from videomaker.jobs import request
+
+    return request.plan_jobs(
+        request.find_references(references),
+        request.read_prompts(prompts),
         request.parse_seeds(seed),
         output=output,
         combine=combine,
     )
-    given = [*(path for job in jobs for path in job.references), *([mask] if mask else [])]
-    places.check_places(jobs, "mp4", inputs=given, fetched=True)
-    fields = {
-        "model": model, "num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt,
-        "size": width and f"{width}x{height}", "num_frames": frames, "fps": fps, "fit": fit, "consent": consent,
-        "highlight": highlight or None, "box": box,
-    }  # fmt: skip
-    submit_jobs(Client(server, key), jobs, fields, overwrite=overwrite, mask=mask)
 
 
 keys_app = typer.Typer(help="API keys of a server; with the first, every request needs one.", no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""Videos sent to a server and fetched from it, with a bar for each that is on its way."""
+"""Videos sent to a server and fetched from it: a few, with a bar for each, or a file of thousands."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from videomaker.errors import InputError
 from .terminal import console
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from videomaker.jobs.request import Job
+    from videomaker.serve.bulk import Tally
     from videomaker.serve.client import Client
 
 AT_ONCE = 8  # videos that are followed at the same time
@@ -89,3 +91,56 @@ class _Errand:
             ids = list(self._on_the_way)
         for id in ids:
             self._client.cancel(id)
+
+
+def submit_file(
+    file: Path,
+    output: Path,
+    defaults: dict[str, Any],
+    connect: Callable[..., Client],
+    *,
+    at_once: int,
+    overwrite: bool,
+) -> None:
+    """Has every line of a file made whose video is not there; a run that was cut off goes on where it was.
+
+    Args:
+        file: of jobs, as `read_lines` takes it.
+        output: the folder of the results.
+        defaults: options for lines that say nothing else.
+        connect: makes the client, given `patient` and `connections`.
+        at_once: jobs that are sent and not yet fetched.
+        overwrite: whether what is there is made again.
+
+    Raises:
+        InputError: a line cannot be used (nothing is sent), the server cannot be reached, or videos failed.
+    """
+    from videomaker.files import check_writable
+    from videomaker.serve.bulk import JOURNAL, Bulk, Journal
+    from videomaker.serve.bulk_lines import read_lines
+
+    jobs = read_lines(file, output, defaults)
+    check_writable(output)
+    pending = [job for job in jobs if overwrite or not job.path.exists()]
+    journal = Journal(output / JOURNAL, anew=overwrite)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+        task = progress.add_task(file.name, total=len(jobs), completed=len(jobs) - len(pending), state="")
+
+        def show(tally: Tally) -> None:
+            ended = len(jobs) - len(pending) + tally.made + len(tally.failed)
+            state = f"{ended} of {len(jobs)}, {tally.sent} on the way, {len(tally.failed)} failed"
+            progress.update(task, completed=ended, state=state)
+
+        client = connect(patient=True, connections=2 * at_once)
+        bulk = Bulk(client, journal, at_once=at_once, on_made=lambda path: print(path, flush=True))
+        try:
+            tally = bulk.run(pending, show)
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was sent goes on at the server, and the same command fetches it", err=True)
+            raise
+    there = len(jobs) - len(pending)
+    typer.echo(f"{tally.made} videos made, {there} were there, {len(tally.failed)} failed", err=True)
+    if tally.failed:
+        line, reason = min(tally.failed.items())
+        raise InputError(f"{len(tally.failed)} of {len(jobs)} videos failed, the first in line {line}: {reason}")

@@ -25,6 +25,7 @@ def worker(
     artifacts: options.Artifacts = None,
     batch: serve_options.Batch = None,
     renderer: serve_options.Renderer = None,
+    only: Annotated[str | None, typer.Option(help="Of several models these, with commas.", show_default="all")] = None,
     idle_exit: Annotated[
         float | None,
         typer.Option(min=0, help="End after so many seconds without work.", show_default="never"),
@@ -43,7 +44,7 @@ def worker(
     settings = {
         "database": database, "files": files, "data": data, "model": model, "motion_adapter": motion_adapter,
         "weights": weights, "dtype": dtype, "devices": devices, "compile": compile, "artifacts": artifacts,
-        "batch": batch, "renderer": renderer, "idle_exit": idle_exit, "log_format": log_format,
+        "batch": batch, "renderer": renderer, "idle_exit": idle_exit, "only": only, "log_format": log_format,
     }  # fmt: skip
     resolved = load_config(config, **settings)
     if show_config:

@@ -143,7 +143,7 @@ def plan_jobs(
 
 def _name(jobs: list[Job], folder: Path, suffix: str) -> list[Job]:
     """Names results `REFERENCE_PROMPT_SEED`; where that is not unique, a digest of what was asked for follows."""
-    names = [f"{_slug(job.references[0].stem)}_{_slug(job.prompt)}_{job.seed}" for job in jobs]
+    names = [f"{slug(job.references[0].stem)}_{slug(job.prompt)}_{job.seed}" for job in jobs]
     counts = Counter(name.casefold() for name in names)
     return [
         replace(job, path=folder / f"{name}{'_' + _digest(job) if counts[name.casefold()] > 1 else ''}{suffix}")
@@ -151,7 +151,8 @@ def _name(jobs: list[Job], folder: Path, suffix: str) -> list[Job]:
     ]
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a part of a file's name: lower case, words joined by hyphens, cut to a length."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     return words.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip("-") or "untitled"
 

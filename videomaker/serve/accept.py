@@ -22,7 +22,7 @@ from .keys import Owner
 from .models import Bucket
 from .problems import ApiError
 from .queue import KeyReused, NewJob
-from .schema import VideoRequest, check_declared, resolve
+from .schema import VideoRequest, check_declared, choose_model, resolve
 from .state import State
 
 DATABASE_PATIENCE = 20  # seconds for which a submit is tried again
@@ -79,14 +79,15 @@ def accept(
         raise ApiError(
             400, "the pictures of an earlier video are used as they were: send the picture again", "reference_of"
         )
-    request = resolve(asked, len(earlier["references"]) if earlier else len(uploads), state.model, state.config)
+    model = choose_model(asked.model, state.models)
+    request = resolve(asked, len(earlier["references"]) if earlier else len(uploads), model, state.config)
     id = f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
     if earlier:
         request["references"] = _copied(request, earlier, id)
         files: list[bytes] = []
     else:
         request["references"], files = _described(state.highlighter.fit(asked, mask, uploads, request), id)
-    check_declared(request, state.shapes, len(request["references"]))
+    check_declared(request, model.shapes, len(request["references"]))
     _check_safety(state, request, [upload.image for upload in uploads], earlier)
     try:
         for reference, data in zip(request["references"], files, strict=False):
@@ -95,7 +96,7 @@ def accept(
         for reference, old in zip(request["references"], earlier["references"] if earlier else (), strict=False):
             state.store.copy(old["key"], reference["key"])
         state.store.settle(f"videos/{id}")
-        accepted, is_new = _submit(state, id, asked, request, call)
+        accepted, is_new = _submit(state, model.workers, id, asked, request, call)
     except PASSING:
         raise  # nobody knows whether there is a row; without one, the files are swept later
     except BaseException:
@@ -158,16 +159,18 @@ def _check_safety(
         raise ApiError(400, reason, code="safety_rejected")
 
 
-def _submit(state: State, id: str, asked: VideoRequest, request: dict[str, Any], call: Call) -> tuple[str, bool]:
+def _submit(
+    state: State, model: str, id: str, asked: VideoRequest, request: dict[str, Any], call: Call
+) -> tuple[str, bool]:
     config, owner, bucket = state.config, call.owner, str(Bucket.of(request))
     identity = [asked.model_dump(exclude_none=True), [reference["sha256"] for reference in request["references"]]]
     job = NewJob(
         id=id,
         owner=owner.id,
-        model=request["model"],
+        model=model,
         bucket=bucket,
         steps=request["num_inference_steps"],
-        cost=state.registry.cost(request["model"], bucket),
+        cost=state.registry.cost(model, bucket),
         request=request,
         fingerprint=sha256(json.dumps(identity, sort_keys=True)),
         priority=owner.priority,

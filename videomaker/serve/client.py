@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,27 +20,54 @@ LONGEST_PAUSE = 120.0
 POLL_SECONDS = 2.0  # where no stream of events comes through
 
 
+class Refusal(InputError):
+    """The server does not do it: `status` of HTTP."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class Client:
-    """A connection to a server.
+    """A connection to a server, for as many threads as there are `connections`.
 
     Args:
         address: such as `http://127.0.0.1:8000`.
         key: of `videomaker keys create`, where the server has keys.
+        patient: whether a server that says when to come again is asked again however often it says so.
+        connections: at once.
+        transport: in place of the network.
     """
 
-    def __init__(self, address: str, key: str | None = None, *, transport: httpx2.BaseTransport | None = None):
+    def __init__(
+        self,
+        address: str,
+        key: str | None = None,
+        *,
+        patient: bool = False,
+        connections: int = 100,
+        transport: httpx2.BaseTransport | None = None,
+    ):
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        timeout = httpx2.Timeout(60, read=120)
-        self.address = address.rstrip("/")
-        self._http = httpx2.Client(base_url=self.address, headers=headers, timeout=timeout, transport=transport)
+        self.address, self._patient = address.rstrip("/"), patient
+        self._http = httpx2.Client(
+            base_url=self.address,
+            headers=headers,
+            timeout=httpx2.Timeout(60, read=120),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=transport,
+        )
 
-    def create(self, references: list[Path], fields: dict[str, Any], mask: Path | None = None) -> dict[str, Any]:
+    def create(
+        self, references: list[Path], fields: dict[str, Any], mask: Path | None = None, *, key: str | None = None
+    ) -> dict[str, Any]:
         """Asks for a video; sent again, if need be, under the same key, so that it is made once.
 
         Args:
             references: pictures of the subject.
             fields: of the request; those that are None are left out.
             mask: of the one picture's subject.
+            key: of idempotency: the same key gets the same video, also from another process.
 
         Raises:
             InputError: the server refuses it, or cannot be reached.
@@ -48,7 +76,7 @@ class Client:
         files = [("input_reference", (path.name, path.read_bytes())) for path in references]
         if mask is not None:
             files.append(("mask", (mask.name, mask.read_bytes())))
-        headers = {"idempotency-key": uuid.uuid4().hex}
+        headers = {"idempotency-key": key or uuid.uuid4().hex}
         return self._ask("POST", "/v1/videos", data=data, files=files, headers=headers).json()
 
     def follow(self, id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -98,18 +126,23 @@ class Client:
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """One question, asked again when the answer is lost or says later."""
-        for attempt in range(RETRIES + 1):
+        failures = refusals = 0
+        while True:
             try:
                 answer = self._http.request(method, path, **options)
             except httpx2.TransportError as error:
-                if attempt == RETRIES:
+                if failures == RETRIES:
                     raise InputError(f"server {self.address} does not answer: {error}; is it running?") from error
-                time.sleep(min(0.5 * 2**attempt, 10))
+                time.sleep(min(0.5 * 2**failures, 10))
+                failures += 1
                 continue
-            if answer.status_code not in (408, 429, 502, 503, 504) or attempt == RETRIES:
+            later = answer.headers.get("retry-after")
+            is_over = refusals >= RETRIES and not (self._patient and later is not None)
+            if answer.status_code not in (408, 429, 502, 503, 504) or is_over:
                 return _checked(answer)
-            time.sleep(min(float(answer.headers.get("retry-after", 2**attempt)), LONGEST_PAUSE))
-        raise AssertionError("unreachable")
+            spread = random.uniform(1, 1.2)  # or all that were refused together would come together again
+            time.sleep(min(spread * float(2**refusals if later is None else later), LONGEST_PAUSE))
+            failures, refusals = 0, refusals + 1
 
 
 def _checked(answer: httpx2.Response) -> httpx2.Response:
@@ -119,4 +152,4 @@ def _checked(answer: httpx2.Response) -> httpx2.Response:
         message = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = answer.text[:200]
-    raise InputError(f"the server refuses ({answer.status_code}): {message}")
+    raise Refusal(f"the server refuses ({answer.status_code}): {message}", answer.status_code)

@@ -48,6 +48,47 @@ class Shape(BaseModel):
         )
 
 
+class Lora(BaseModel):
+    """A LoRA that a loaded model takes on and off.
+
+    Args:
+        name: what the API calls the model with it.
+        file: `.safetensors` or `.bin`.
+        scale: by which it is multiplied.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    file: Path
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+
+
+class ServedModel(BaseModel):
+    """One of several models, with workers of its own. What it leaves out is as the server's settings say.
+
+    Args:
+        name: what the API calls it; empty: the folder's name.
+        loras: that it takes on and off.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = Field(default="", max_length=100)
+    model: str
+    motion_adapter: str | None = None
+    weights: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
+    attention_backend: str | None = None
+    devices: tuple[str, ...] | None = None
+    workers: int | None = Field(default=None, ge=0)
+    compile: bool | None = None
+    artifacts: Path | None = None
+    batch: int | None = Field(default=None, ge=1, le=64)
+    shapes: tuple[Shape, ...] | None = None
+    loras: tuple[Lora, ...] = ()
+
+
 class ServeConfig(BaseSettings):
     """The settings of a server; `docs/serving.md` explains them with examples."""
 
@@ -65,6 +106,9 @@ class ServeConfig(BaseSettings):
 
     model: str = Field("default", description="'default' is the embedded model; else a folder.")
     model_name: str = Field("", description="What the API calls it; empty: the folder's name.")
+    models: tuple[ServedModel, ...] = Field((), description="Several models, in place of model.")
+    only: Names = Field((), description="Of several models those whose workers are started here; empty: all.")
+    loras: tuple[Lora, ...] = Field((), description="LoRAs that the model takes on and off, by name.")
     motion_adapter: str | None = None
     weights: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -117,7 +161,7 @@ class ServeConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     telemetry: bool = Field(False, description="OpenTelemetry traces, by the OTEL_… variables.")
 
-    @field_validator("allowed_hosts", "devices", mode="before")
+    @field_validator("allowed_hosts", "devices", "only", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -150,6 +194,28 @@ class ServeConfig(BaseSettings):
         return self.model_name or ("videomaker-default" if self.model == "default" else Path(self.model).name)
 
     @property
+    def served(self) -> tuple[ServeConfig, ...]:
+        """The settings of each model alone, the first of them the one that is used where none is asked for."""
+        if not self.models:
+            return (self,)
+        given = [model.model_dump(exclude_none=True, exclude={"name", "loras", "shapes"}) for model in self.models]
+        own = [
+            {"model_name": model.name, "loras": model.loras, "shapes": model.shapes or self.shapes, "models": ()}
+            for model in self.models
+        ]
+        return tuple(self.model_copy(update={**a, **b}) for a, b in zip(given, own, strict=True))
+
+    @property
+    def served_here(self) -> tuple[ServeConfig, ...]:
+        """Those of `served` whose workers belong to this machine."""
+        return tuple(one for one in self.served if not self.only or one.name in self.only)
+
+    @property
+    def names(self) -> list[str]:
+        """What the API calls the models, with and without their LoRAs."""
+        return [name for one in self.served for name in (one.name, *(lora.name for lora in one.loras))]
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         try:
@@ -178,4 +244,11 @@ def load_config(file: Path | None = None, **flags: Any) -> ServeConfig:
         raise InputError(f"setting {name} = {first['input']!r}: {first['msg']}") from error
     except ValueError as error:  # of tomllib, and of a variable that is no JSON where a list is asked for
         raise InputError(f"the configuration {file or ''} cannot be read: {error}") from error
-    return ServeConfig.model_construct(**{name: getattr(read, name) for name in ServeConfig.model_fields})
+    config = ServeConfig.model_construct(**{name: getattr(read, name) for name in ServeConfig.model_fields})
+    if config.models and (config.model != "default" or config.model_name or config.loras):
+        raise InputError("models is given: say model, model_name and loras there, in a [[models]] table each")
+    if twice := next((name for name in config.names if config.names.count(name) > 1), None):
+        raise InputError(f"two models are called {twice!r}: give each a name, and each LoRA")
+    if unknown := set(config.only) - {one.name for one in config.served}:
+        raise InputError(f"only names {', '.join(sorted(unknown))}: there is no such model here")
+    return config

@@ -49,4 +49,5 @@ def _made(job: RenderJob) -> Made:
     picture = np.asarray(job.references[0].resize((request["width"] // 2, request["height"] // 2)))
     frames[:, : picture.shape[0], : picture.shape[1]] = picture
     record: dict[str, Any] = {"renderer": "fake", "prompt": request["prompt"], "seed": request["seed"]}
+    record.update(model=request["model"], lora=request.get("lora"))
     return Made(frames, media.default_upscale(*shape[1:3]), record)

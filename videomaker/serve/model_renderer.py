@@ -11,12 +11,13 @@ import numpy as np
 from videomaker import media
 from videomaker.jobs import record
 from videomaker.jobs import render as jobs_render
-from videomaker.jobs.prepare import prepare
+from videomaker.jobs.prepare import Prepared, prepare
 from videomaker.jobs.quiet import quiet_libraries
 from videomaker.jobs.request import ModelSpec, Recipe
 from videomaker.jobs.resolved import ResolvedOutput, ResolvedRecipe, ResolvedSettings
 from videomaker.pipeline import VideoMakerPipeline
 
+from .adapters import Adapters
 from .config import ServeConfig, Shape
 from .renderer import Failed, Made, OutOfMemory, RenderJob
 
@@ -45,6 +46,7 @@ class ModelRenderer:
         )
         self._config = config
         self._prepared = prepare(Recipe(spec))
+        self._adapters = Adapters(self._prepared, config.loras)
         self.device = self._prepared.recipe.model.device
 
     @property
@@ -85,36 +87,38 @@ class ModelRenderer:
         padded = [*jobs, *([jobs[0]] * (size - len(jobs)))]
         settings = _settings(jobs[0].request)
         samples = [_sample(job) for job in padded]
+        prepared = self._adapters.put_on(jobs[0].request.get("lora"))
         try:
             videos = jobs_render.sample_videos(self.pipe, samples, settings, lambda _: on_step())
         except jobs_render.OutOfMemory as error:
             self._free()
             raise OutOfMemory(str(error)) from error
-        return [self._outcome(job, video, size) for job, video in zip(jobs, videos, strict=False)]
+        return [self._outcome(job, video, size, prepared) for job, video in zip(jobs, videos, strict=False)]
 
-    def _outcome(self, job: RenderJob, video: np.ndarray, size: int) -> Made | Failed:
+    def _outcome(self, job: RenderJob, video: np.ndarray, size: int, prepared: Prepared) -> Made | Failed:
         if not np.isfinite(video).all():
             return Failed("overflow", jobs_render.overflow_message(self.pipe))
         upscale = media.default_upscale(*video.shape[1:3])
-        return Made(jobs_render.to_bytes(video), upscale, self._record(job, size, upscale))
-
-    def _record(self, job: RenderJob, size: int, upscale: int) -> dict[str, Any]:
-        """The record that `generate --from-json` takes; the batch, in it, is of this video alone: nobody's prompts."""
-        request = job.request
-        references = [
-            {"path": f"input_reference_{index}", "sha256": reference["sha256"]}
-            for index, reference in enumerate(request["references"])
-        ]
-        video = {"prompt": request["prompt"], "seed": request["seed"], "references": references}
-        output = ResolvedOutput(format="mp4", upscale=upscale)
-        recipe = ResolvedRecipe(model=self._prepared.recipe.model, settings=_settings(request), output=output)
-        return record.describe_video(f"{job.id}.mp4", [video] * size, 0, recipe, self._prepared.digests)
+        return Made(jobs_render.to_bytes(video), upscale, _record(job, size, upscale, prepared))
 
     def _free(self) -> None:
         import torch  # late only because nothing else here names it
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _record(job: RenderJob, size: int, upscale: int, prepared: Prepared) -> dict[str, Any]:
+    """The record that `generate --from-json` takes; the batch, in it, is of this video alone: nobody's prompts."""
+    request = job.request
+    references = [
+        {"path": f"input_reference_{index}", "sha256": reference["sha256"]}
+        for index, reference in enumerate(request["references"])
+    ]
+    video = {"prompt": request["prompt"], "seed": request["seed"], "references": references}
+    output = ResolvedOutput(format="mp4", upscale=upscale)
+    recipe = ResolvedRecipe(model=prepared.recipe.model, settings=_settings(request), output=output)
+    return record.describe_video(f"{job.id}.mp4", [video] * size, 0, recipe, prepared.digests)
 
 
 def _settings(request: dict[str, Any]) -> ResolvedSettings:

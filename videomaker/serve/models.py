@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class ModelFacts:
         max_positions: frames and references together.
         max_steps: of the schedule.
         note: what its makers tell users.
+        base: the model whose workers make it; empty: itself.
+        lora: that is put on it.
+        shapes: the shapes that are accepted alone; empty: any.
     """
 
     name: str
@@ -45,6 +48,31 @@ class ModelFacts:
     max_positions: int
     max_steps: int
     note: str | None = None
+    base: str = ""
+    lora: str | None = None
+    shapes: tuple[Shape, ...] = ()
+
+    @property
+    def workers(self) -> str:
+        """The model that its workers call themselves by."""
+        return self.base or self.name
+
+
+def describe_all(config: ServeConfig) -> dict[str, ModelFacts]:
+    """Every model of a server by the API's name, each followed by its LoRAs; the first is the default.
+
+    Raises:
+        InputError: a folder is not a model in the diffusers format, or a LoRA's file is not there.
+    """
+    found = {}
+    for one in config.served:
+        facts = describe_model(one)
+        found[facts.name] = facts = replace(facts, shapes=declared_shapes(one, facts))
+        for lora in one.loras:
+            if not lora.file.is_file():
+                raise InputError(f"LoRA {lora.name!r}: file {lora.file} does not exist: give its path")
+            found[lora.name] = replace(facts, name=lora.name, base=facts.name, lora=lora.name)
+    return found
 
 
 def describe_model(config: ServeConfig) -> ModelFacts:

@@ -37,10 +37,10 @@ class Api:
 
     Args:
         config: settings of the server.
-        workers: unused; by it Ray knows that they belong together.
+        workers: unused; by them Ray knows that they belong together.
     """
 
-    def __init__(self, config: dict[str, Any], workers: Any = None):
+    def __init__(self, config: dict[str, Any], *workers: Any):
         self._state = State(_resolved(config))
         check_state(self._state)
         self._housekeeper = Housekeeper(self._state)
@@ -62,11 +62,11 @@ class RayWorker:
     """The loop of one device, warm before Ray calls the replica healthy.
 
     Args:
-        config: settings of the server.
+        config: settings of the server; `only` says which of its models.
     """
 
     def __init__(self, config: dict[str, Any]):
-        resolved = _resolved(config)
+        resolved = _resolved(config).served_here[0]
         device = resolved.devices[0] if resolved.devices else "auto"  # Ray shows a replica its own devices alone
         self._drain_seconds = resolved.drain_seconds
         self._failure: BaseException | None = None
@@ -128,6 +128,17 @@ def build(args: dict[str, Any]) -> Application:
     resolved = load_config(**config)
     if not resolved.database.startswith("postgresql"):
         raise InputError("on Ray the queue needs a database that all replicas reach: database = postgresql+psycopg://…")
+    served = resolved.served_here
+    names = ["Worker"] if len(served) == 1 else [f"Worker-{one.name}" for one in served]
+    bound = [
+        _workers(name, {**config, "only": [one.name]}, args, one.drain_seconds)
+        for name, one in zip(names, served, strict=True)
+    ]
+    return cast("Deployment", Api).bind(config, *bound)
+
+
+def _workers(name: str, config: dict[str, Any], args: dict[str, Any], drain_seconds: float) -> Application:
+    """The deployment of one model, scaled by what waits for it."""
     policy = {"config": config, "target_seconds": float(args.get("target_seconds", 60))}
     scaling = {
         "min_replicas": int(args.get("min_workers", 0)),
@@ -136,7 +147,7 @@ def build(args: dict[str, Any]) -> Application:
         "downscale_delay_s": 120,
         "policy": {"policy_function": POLICY, "policy_kwargs": policy},
     }
-    workers = cast("Deployment", RayWorker).options(
-        autoscaling_config=scaling, graceful_shutdown_timeout_s=resolved.drain_seconds + MARGIN_SECONDS
+    deployment = cast("Deployment", RayWorker).options(
+        name=name, autoscaling_config=scaling, graceful_shutdown_timeout_s=drain_seconds + MARGIN_SECONDS
     )
-    return cast("Deployment", Api).bind(config, workers.bind(config))
+    return deployment.bind(config)

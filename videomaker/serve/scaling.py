@@ -58,12 +58,12 @@ class QueuedSeconds:
     The controller's loop must not wait for a database, so a thread looks, and the policy tells what it saw last.
 
     Args:
-        config: settings of the server (`database`, `model`, `batch`).
+        config: settings of the server (`database`, `batch`, and the model, or `only` one of its `models`).
         target_seconds: see `wanted_workers`.
     """
 
     def __init__(self, config: dict[str, Any], target_seconds: float = 60):
-        self._state = State(load_config(**config))
+        self._state = State(load_config(**config).served_here[0])
         self._target_seconds = target_seconds
         self._wanted: int | None = None
         threading.Thread(target=self._look, name="queued-seconds", daemon=True).start()

@@ -64,14 +64,25 @@ class VideoRequest(BaseModel):
         return text
 
 
+def choose_model(name: str | None, models: dict[str, ModelFacts]) -> ModelFacts:
+    """The model of a name, or the first.
+
+    Raises:
+        ApiError: 404, naming those that there are.
+    """
+    chosen = next(iter(models.values())) if name is None else models.get(name)
+    if chosen is None:
+        names = ", ".join(map(repr, models))
+        raise ApiError(404, f"there is no model {str(name)[:128]!r}: choose {names}", "model", "model_not_found")
+    return chosen
+
+
 def resolve(asked: VideoRequest, num_references: int, model: ModelFacts, config: ServeConfig) -> dict[str, Any]:
     """The request with nothing left open, as it is stored (without the references).
 
     Raises:
-        ApiError: 400, or 404 for another model; the message names the value, its limit and the parameter.
+        ApiError: 400; the message names the value, its limit and the parameter.
     """
-    if asked.model not in (None, model.name):
-        raise ApiError(404, f"there is no model {asked.model!r}: choose {model.name!r}", "model", "model_not_found")
     fill = lambda name: model.defaults[name] if getattr(asked, name) is None else getattr(asked, name)
     width, height = _size(asked, model, config)
     fps = fill("fps")
@@ -79,6 +90,7 @@ def resolve(asked: VideoRequest, num_references: int, model: ModelFacts, config:
         "prompt": asked.prompt,
         "negative_prompt": fill("negative_prompt"),
         "model": model.name,
+        "lora": model.lora,
         "num_frames": _num_frames(asked, model, fps, num_references),
         "height": height,
         "width": width,
@@ -221,7 +233,9 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "videomaker"
+    parent: str | None = Field(None, description="The model that this one is, with a LoRA put on.")
     ready: bool = Field(description="Whether a worker is warm.")
+    workers: int = Field(0, description="That are warm.")
     defaults: dict[str, Any]
     limits: dict[str, Any]
     shapes: list[dict[str, Any]] = Field(description="Where any are declared, no others are served.")

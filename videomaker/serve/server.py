@@ -24,7 +24,7 @@ from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .state import State
-from .supervisor import Supervisor, worker_devices
+from .supervisor import Supervisor, worker_orders
 from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
@@ -46,8 +46,8 @@ def serve(config: ServeConfig) -> int:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"VideoMaker at {address}  (data in {config.data}; Ctrl-C ends)", flush=True)
-    devices = worker_devices(config) if config.engine == "local" else []
-    supervisor = Supervisor(config.model_copy(update={"idle_exit": None}), devices)
+    orders = worker_orders(config.model_copy(update={"idle_exit": None})) if config.engine == "local" else []
+    supervisor = Supervisor(orders)
     housekeeper = Housekeeper(state)
     supervisor.start()
     housekeeper.start()
@@ -66,7 +66,7 @@ def check_state(state: State) -> None:
         InputError: with the reason.
     """
     config = state.config
-    state.model  # noqa: B018  # is read, or refused, now rather than by the first request
+    state.models  # noqa: B018  # are read, or refused, now rather than by the first request
     check_paths(config)
     load_check(config.request_check)
     load_check(config.frames_check)
@@ -86,10 +86,11 @@ def check_paths(config: ServeConfig) -> None:
     Raises:
         InputError: with the first of them.
     """
-    for name in ("weights", "motion_adapter", "artifacts"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).exists():
-            raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
+    for one in config.served:
+        for name in ("weights", "motion_adapter", "artifacts"):
+            path = getattr(one, name)
+            if path is not None and not Path(path).exists():
+                raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
 
 
 def prepare_database(state: State) -> None:
@@ -119,8 +120,9 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 
 def _tell_when_ready(state: State, start: float) -> None:
+    """Once every model has a warm worker."""
     while not state.draining:
-        if state.registry.is_ready(state.model.name):
+        if all(state.registry.is_ready(facts.workers) for facts in state.models.values()):
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
             return
         time.sleep(0.1)

@@ -12,7 +12,7 @@ from .highlighting import Highlighter
 from .keys import Keys, Signer
 from .listing import Listing
 from .metrics import HttpMetrics
-from .models import ModelFacts, declared_shapes, describe_model
+from .models import ModelFacts, describe_all
 from .provenance import Credentials, open_credentials
 from .queue import Queue
 from .registry import Registry
@@ -74,14 +74,19 @@ class State:
         return Signer(self.database)
 
     @cached_property
-    def model(self) -> ModelFacts:
-        """What the model can make."""
-        return describe_model(self.config)
+    def models(self) -> dict[str, ModelFacts]:
+        """What each model can make, by name; the first is used where none is asked for."""
+        return describe_all(self.config)
 
-    @cached_property
+    @property
+    def model(self) -> ModelFacts:
+        """The first model, which in a worker is the only one."""
+        return next(iter(self.models.values()))
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
-        """The shapes that are accepted alone; empty: any."""
-        return declared_shapes(self.config, self.model)
+        """Of `model`: the shapes that are accepted alone; empty: any."""
+        return self.model.shapes
 
     @cached_property
     def highlighter(self) -> Highlighter:

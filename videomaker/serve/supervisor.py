@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,9 +22,17 @@ STEADY_SECONDS = 10  # a worker that lived so long starts anew at once
 KILL_MARGIN = 10  # seconds over the grace after which a worker that does not end is killed
 
 
+@dataclass(frozen=True)
+class Order:
+    """A worker to start: the settings of its model, and its device."""
+
+    config: ServeConfig
+    device: str
+
+
 @dataclass
 class _Slot:
-    device: str
+    order: Order
     process: subprocess.Popen | None = None
     started: float = 0.0
     delay: float = 0.0
@@ -35,18 +44,16 @@ class Supervisor:
     """Starts, watches and ends the worker processes.
 
     Args:
-        config: the settings, handed to each.
-        devices: of the workers, one each.
+        orders: a worker each.
 
     Attributes:
         ended: set when there are no workers and will be none: told to stop, or all have gone home (`idle_exit`).
         failed: set when a worker says that the settings cannot be used; its message is on stderr.
     """
 
-    def __init__(self, config: ServeConfig, devices: list[str]):
-        self.config = config
+    def __init__(self, orders: Sequence[Order]):
         self.failed, self.ended = threading.Event(), threading.Event()
-        self._slots = [_Slot(device) for device in devices]
+        self._slots = [_Slot(order) for order in orders]
         self._end = threading.Event()
         self._until = float("inf")
         # One thread starts all: on Linux a child dies with the thread that started it.
@@ -97,33 +104,41 @@ class Supervisor:
             lived = now - slot.started
             if status == EXIT_INPUT and not slot.exits:
                 self.failed.set()
-            if status == 0 and self.config.idle_exit is not None:
+            if status == 0 and slot.order.config.idle_exit is not None:
                 slot.due = float("inf")
                 return
             slot.exits.append(status)
             steady = lived > STEADY_SECONDS
             slot.delay = BACK_OFF[0] if steady or not slot.delay else min(2 * slot.delay, BACK_OFF[1])
             slot.due = now + slot.delay
-            log.warning("worker ended", device=slot.device, status=status, lived=round(lived, 1), restart_in=slot.delay)
+            model, device = slot.order.config.name, slot.order.device
+            lived = round(lived, 1)
+            log.warning("worker ended", model=model, device=device, status=status, lived=lived, restart_in=slot.delay)
         if slot.process is None and now >= slot.due and not self._end.is_set():
-            slot.process, slot.started = self._spawn(slot.device), now
+            slot.process, slot.started = _spawn(slot.order), now
 
-    def _spawn(self, device: str) -> subprocess.Popen:
-        # -P: a folder of the working directory must not hide a package.
-        command = [sys.executable, "-P", "-m", "videomaker.serve.child"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-        assert process.stdin is not None  # as it was asked for
-        order = {"config": self.config.model_dump(mode="json"), "device": device}
-        try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()  # and stays open: its end tells the child that we are gone
-        except BrokenPipeError:
-            pass  # it died at once; the next look sees that
-        return process
+
+def _spawn(order: Order) -> subprocess.Popen:
+    # -P: a folder of the working directory must not hide a package.
+    command = [sys.executable, "-P", "-m", "videomaker.serve.child"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    assert process.stdin is not None  # as it was asked for
+    line = {"config": order.config.model_dump(mode="json"), "device": order.device}
+    try:
+        process.stdin.write(json.dumps(line) + "\n")
+        process.stdin.flush()  # and stays open: its end tells the child that we are gone
+    except BrokenPipeError:
+        pass  # it died at once; the next look sees that
+    return process
+
+
+def worker_orders(config: ServeConfig) -> list[Order]:
+    """The workers to start here: of every model, one for each of its devices."""
+    return [Order(one, device) for one in config.served_here for device in worker_devices(one)]
 
 
 def worker_devices(config: ServeConfig) -> list[str]:
-    """A device for each worker to start here."""
+    """A device for each worker of a model."""
     devices = list(config.devices) or _cuda_devices() or ["auto"]
     return devices if config.workers is None else [devices[i % len(devices)] for i in range(config.workers)]
 

@@ -25,7 +25,7 @@ def _show(state: State, row: Row, wait: Wait | None) -> Video:
         id=row.id,
         status=row.state,
         progress=100 if done else min(99, 100 * row.step // max(1, row.steps)),
-        model=row.model,
+        model=request["model"],
         prompt=request["prompt"],
         seconds=f"{request['num_frames'] / request['fps']:g}",
         size=f"{request['width']}x{request['height']}",

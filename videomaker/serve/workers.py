@@ -17,7 +17,7 @@ from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .server import check_paths, prepare_database
 from .state import State
-from .supervisor import Supervisor, worker_devices
+from .supervisor import Supervisor, worker_orders
 from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
@@ -34,13 +34,14 @@ def work(config: ServeConfig) -> int:
     configure_tracing(config.telemetry)
     start = time.monotonic()
     state = State(config)
-    state.model  # noqa: B018  # is read, or refused, before a process is started for it
+    state.models  # noqa: B018  # are read, or refused, before a process is started for them
     check_paths(config)
     load_check(config.frames_check)
     prepare_database(state)
     state.store  # noqa: B018
-    supervisor, housekeeper = Supervisor(config, worker_devices(config)), Housekeeper(state)
-    print(f"VideoMaker worker of {state.model.name} for {state.database.shown}  (Ctrl-C ends)", flush=True)
+    supervisor, housekeeper = Supervisor(worker_orders(config)), Housekeeper(state)
+    names = ", ".join(one.name for one in config.served_here)
+    print(f"VideoMaker worker of {names} for {state.database.shown}  (Ctrl-C ends)", flush=True)
     _obey_signals(supervisor, config.drain_seconds)
     supervisor.start()
     housekeeper.start()

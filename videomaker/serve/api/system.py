@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
@@ -10,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 from videomaker import __version__
 
 from ..metrics import CONTENT_TYPE, exposition
-from ..problems import ApiError
-from ..schema import Model, ModelList
+from ..models import ModelFacts
+from ..schema import Model, ModelList, choose_model
 from ..state import State
 from .access import StateOf, get_owner
 
@@ -27,13 +28,13 @@ def health() -> dict[str, str]:
 
 @router.get("/readyz", tags=["system"])
 def ready(state: StateOf) -> JSONResponse:
-    """Whether it can make videos: database, store, a warm worker; 503 with what is missing otherwise."""
+    """Whether it can make videos: database, store, a warm worker of any model; 503 with what is missing otherwise."""
     checks = {
         "accepting": not state.draining,
         "database": state.database.answers(),
         "store": state.store.answers(),
     }
-    checks["worker"] = checks["database"] and state.registry.is_ready(state.model.name)
+    checks["worker"] = checks["database"] and bool(_warm(state))
     return JSONResponse({"ready": all(checks.values()), **checks}, 200 if all(checks.values()) else 503)
 
 
@@ -46,23 +47,30 @@ def metrics(state: StateOf) -> Response:
 @router.get("/v1/models", tags=["models"], dependencies=[Depends(get_owner)])
 def models(state: StateOf) -> ModelList:
     """What is served here."""
-    return ModelList(data=[_describe(state)])
+    warm = _warm(state)
+    return ModelList(data=[_describe(state, facts, warm) for facts in state.models.values()])
 
 
 @router.get("/v1/models/{id:path}", tags=["models"], dependencies=[Depends(get_owner)])
 def model(state: StateOf, id: str) -> Model:
     """One of the models."""
-    if id != state.model.name:
-        raise ApiError(404, f"there is no model {id[:100]!r}", "model", "model_not_found")
-    return _describe(state)
+    return _describe(state, choose_model(id, state.models), _warm(state))
 
 
-def _describe(state: State) -> Model:
-    facts, config = state.model, state.config
+def _warm(state: State) -> dict[str, int]:
+    """Warm workers of each of the models that have any."""
+    served = {facts.workers for facts in state.models.values()}
+    return Counter(row.model for row in state.registry.alive() if row.ready and row.model in served)
+
+
+def _describe(state: State, facts: ModelFacts, warm: dict[str, int]) -> Model:
+    config = state.config
     return Model(
         id=facts.name,
         created=STARTED,
-        ready=state.registry.is_ready(facts.name),
+        parent=facts.base or None,
+        ready=warm.get(facts.workers, 0) > 0,
+        workers=warm.get(facts.workers, 0),
         defaults=facts.defaults,
         limits={
             "size_multiple": facts.factor,
@@ -74,6 +82,6 @@ def _describe(state: State) -> Model:
             "require_consent": config.require_consent,
             "highlight_by_word": config.highlight_models is not None,
         },
-        shapes=[shape.model_dump() for shape in state.shapes],
+        shapes=[shape.model_dump() for shape in facts.shapes],
         note=facts.note,
     )

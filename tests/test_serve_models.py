@@ -1,0 +1,188 @@
+"""Several models at once: workers of their own, LoRAs by name on a loaded base, each told by /v1/models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from serving import PICTURE, ServerProcess, client_of, make_state, make_worker, submit, wait_for
+from tiny import tiny_pipeline
+
+from videomaker import media
+from videomaker.errors import InputError
+from videomaker.jobs.prepare import prepare
+from videomaker.jobs.request import ModelSpec, Recipe
+from videomaker.serve.config import load_config
+from videomaker.serve.database import Database
+from videomaker.serve.model_renderer import ModelRenderer
+from videomaker.serve.registry import Registry
+from videomaker.serve.renderer import RenderJob
+from videomaker.serve.state import State
+
+SETTINGS = {"size": "32x32", "num_frames": "3", "num_inference_steps": "2", "seed": "7"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two tiny models and a LoRA of the first, as files."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("fox", "owl")):
+        pipe = tiny_pipeline(seed=seed)
+        pipe.save_pretrained(folder / name)
+        if name == "fox":
+            save_file(lora_of(pipe), folder / "ink.safetensors")
+    return folder
+
+
+def lora_of(pipe):
+    state = {}
+    for prefix, model, ends in (("unet", pipe.unet, "attn1.to_q"), ("text_encoder", pipe.text_encoder, "v_proj")):
+        for name, module in model.named_modules():
+            if name.endswith(ends):
+                state[f"{prefix}.{name}.lora_A.weight"] = torch.randn(2, module.in_features)
+                state[f"{prefix}.{name}.lora_B.weight"] = torch.randn(module.out_features, 2)
+    return state
+
+
+def table(folder, **changes):
+    settings = {"lora": "ink", "owl": "owl", "file": folder / "ink.safetensors", **changes}
+    return f"""
+    batch = 1
+    [[models]]
+    model = "{folder}/fox"
+    devices = ["cpu"]
+    [[models.loras]]
+    name = "{settings["lora"]}"
+    file = "{settings["file"]}"
+    scale = 0.5
+    [[models]]
+    name = "{settings["owl"]}"
+    model = "{folder}/owl"
+    batch = 2
+    """
+
+
+def write(folder, text):
+    (folder / "serve.toml").write_text(text)
+    return folder / "serve.toml"
+
+
+def test_each_model_has_what_the_settings_say_and_its_own(models, tmp_path):
+    config = load_config(write(tmp_path, table(models)), weights="w.safetensors", only="owl")
+    fox, owl = config.served
+    assert config.names == ["fox", "ink", "owl"]
+    assert (fox.name, fox.batch, fox.devices, fox.models) == ("fox", 1, ("cpu",), ())
+    assert (owl.name, owl.batch, owl.devices, owl.loras) == ("owl", 2, (), ())
+    assert fox.weights == owl.weights == "w.safetensors"
+    assert [one.name for one in config.served_here] == ["owl"]
+
+
+@pytest.mark.parametrize(
+    "changes, flags, words",
+    [
+        ({"owl": "fox"}, {}, "two models are called 'fox'"),
+        ({"lora": "owl"}, {}, "two models are called 'owl'"),
+        ({}, {"model": "elsewhere"}, "say model, model_name and loras there"),
+        ({}, {"only": "cat"}, "only names cat"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(models, tmp_path, changes, flags, words):
+    with pytest.raises(InputError, match=words):
+        load_config(write(tmp_path, table(models, **changes)), **flags)
+
+
+def test_a_lora_that_is_not_there_is_refused(models, tmp_path):
+    state = make_state(tmp_path, **read(write(tmp_path, table(models, file=models / "none.safetensors"))))
+    with pytest.raises(InputError, match=r"LoRA 'ink': file .*none.safetensors does not exist"):
+        state.models  # noqa: B018
+
+
+def read(file):
+    config = load_config(file)
+    return {"models": [model.model_dump() for model in config.models]}
+
+
+def test_jobs_go_to_the_workers_of_their_model(models, tmp_path):
+    state = make_state(tmp_path, batch_wait=0, **read(write(tmp_path, table(models))))
+    with client_of(state) as client:
+        ids = {name: submit(client, model=name, **SETTINGS).json()["id"] for name in ("fox", "ink", "owl")}
+        first = submit(client, **{**SETTINGS, "seed": "8"}).json()
+        assert first["model"] == "fox"
+        unknown = submit(client, model="cat", **SETTINGS)
+        assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "model_not_found"
+        assert unknown.json()["error"]["message"] == "there is no model 'cat': choose 'fox', 'ink', 'owl'"
+        rows = state.listing.get_many(ids.values())
+        assert [rows[ids[name]].model for name in ids] == ["fox", "fox", "owl"]
+        assert len({row.bucket for row in rows.values()}) == 3  # a pass has one LoRA, or none
+        owl = make_worker(State(state.config.served[1]))
+        assert owl.work_once() and not owl.work_once()
+        assert client.get(f"/v1/videos/{ids['owl']}").json()["status"] == "completed"
+        assert client.get(f"/v1/videos/{ids['ink']}").json()["status"] == "queued"
+
+
+def test_two_models_and_a_lora_through_a_server(models, tmp_path):
+    config = write(tmp_path, table(models))
+    with ServerProcess(tmp_path / "data", "--config", str(config), renderer="model", lease_seconds=5) as server:
+        server.wait_ready()
+        client = server.client()
+        told = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+        assert list(told) == ["fox", "ink", "owl"] and all(model["ready"] for model in told.values())
+        assert told["ink"]["parent"] == "fox" and told["owl"]["parent"] is None
+        assert client.get("/v1/models/ink").json()["id"] == "ink"
+        sent = ["fox", "ink", "owl", "fox"]
+        ids = [submit(client, model=name, **SETTINGS).json()["id"] for name in sent]
+        videos = [wait_for(client, id, 120) for id in ids]
+        assert [(video["status"], video["model"]) for video in videos] == [("completed", name) for name in sent]
+        records = [client.get(f"/v1/videos/{id}/content", params={"variant": "record"}).json() for id in ids]
+        check_what_made_them(records, models)
+        check_owl_stays_when_fox_dies(server, client)
+
+
+def check_what_made_them(records, models):
+    fox, ink, owl, again = records
+    assert len({record["video_sha256"] for record in (fox, ink, owl)}) == 3
+    assert again["video_sha256"] == fox["video_sha256"]  # the LoRA was taken off to the bit
+    lora = f"{models / 'ink.safetensors'}:0.5"
+    assert (fox["model"]["loras"], ink["model"]["loras"]) == ([], [lora])
+    fused = prepare(Recipe(ModelSpec(str(models / "fox"), device="cpu", loras=(lora,))))
+    assert ink["components_sha256"] == fused.digests != fox["components_sha256"]
+
+
+def check_owl_stays_when_fox_dies(server: ServerProcess, client: httpx2.Client):
+    """The workers are apart: with one gone the other model's videos are made."""
+    registry = Registry(Database(f"sqlite:///{server.log.parent / 'videomaker.db'}"))
+    (fox,) = registry.alive("fox")
+    os.kill(fox.pid, signal.SIGKILL)
+    id = submit(client, model="owl", **{**SETTINGS, "seed": "9"}).json()["id"]
+    assert wait_for(client, id, 60)["status"] == "completed"
+    id = submit(client, model="ink", **{**SETTINGS, "seed": "9"}).json()["id"]
+    assert wait_for(client, id, 120)["status"] == "completed"  # by the worker that was started anew
+
+
+def test_a_lora_makes_what_generate_makes(models, tmp_path):
+    config = load_config(write(tmp_path, table(models)), data=tmp_path)
+    own = ModelRenderer(config.served[0], "cpu")
+    fused = ModelRenderer(config.served[0].model_copy(update={"loras": ()}), "cpu")
+    fused._prepared = prepare(
+        Recipe(ModelSpec(str(models / "fox"), device="cpu", loras=(f"{models / 'ink.safetensors'}:0.5",)))
+    )
+    picture = media.fit_reference(media.load_reference(PICTURE), 32, 32, "stretch")
+    request = {
+        "prompt": "a creature", "negative_prompt": "", "model": "ink", "num_frames": 3, "height": 32, "width": 32,
+        "fps": 8.0, "num_inference_steps": 2, "guidance_scale": 2.0, "fit": "stretch", "seed": 3, "consent": None,
+        "references": [{"sha256": "0" * 64}],
+    }  # fmt: skip
+    frames = {
+        lora: own.render([RenderJob("x", {**request, "lora": lora}, (picture,))], 1, lambda: None)[0].frames
+        for lora in ("ink", None)
+    }
+    wanted = fused.render([RenderJob("x", request, (picture,))], 1, lambda: None)[0].frames
+    np.testing.assert_array_equal(frames["ink"], wanted)
+    assert not np.array_equal(frames[None], wanted)
+    assert json.dumps(own._prepared.recipe.model.loras) == "[]"
