@@ -1,4 +1,4 @@
-"""A Python that has torch, Triton and numpy and nothing else, as machines with a GPU often do: `environment(folder)`."""
+"""A Python with torch, Triton and numpy and nothing else, as machines with a GPU often have: `environment(folder)`."""
 
 import os
 from pathlib import Path
