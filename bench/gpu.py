@@ -60,11 +60,15 @@ class Run:
         """Keep a case's outcome and say it."""
         with self.lock:
             self.report["stages"].setdefault(case.stage, {})[case.name] = outcome
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.report, indent=1) + "\n")
-            temporary.replace(self.path)
+            self.write()
         seconds, summary = outcome.get("seconds", 0), str(outcome.get("summary", ""))[:150]
         print(f"{outcome['status']:<8}{seconds:>6.0f} s  {case.stage}: {case.name}  {summary}", flush=True)
+
+    def write(self) -> None:
+        """The report to disk, whole or not at all."""
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.report, indent=1) + "\n")
+        temporary.replace(self.path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,6 +128,7 @@ def begin(run: Run, options: argparse.Namespace) -> str | None:
             if run.report[name] != fresh[name]:
                 return f"the run in {run.path} has {name} {run.report[name]!r}, here it is {fresh[name]!r}"
     (run.folder / "cases").mkdir(parents=True, exist_ok=True)
+    run.write()  # so that a run that is killed within its first case can be resumed
     return None
 
 

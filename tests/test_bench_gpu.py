@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import bare_python
 import pytest
 import torch
-from bare_python import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY_RUN = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--dry-run"]
@@ -117,8 +117,11 @@ def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tm
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 600
-    while not report.exists() and running.poll() is None and time.monotonic() < until:
+    known: list[dict] = []
+    while not any(known) and running.poll() is None and time.monotonic() < until:
+        known += [json.loads(report.read_text())["stages"]] if report.exists() else []
         time.sleep(0.1)
+    assert known[0] == {}  # a run that is killed within its first case can be resumed
     time.sleep(1)
     running.kill()
     running.wait()
@@ -136,7 +139,7 @@ def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tm
 
 
 def test_without_diffusers_and_deepspeed_their_stages_are_skipped_and_the_others_run(tmp_path: Path) -> None:
-    bare = environment(tmp_path / "hook")
+    bare = bare_python.environment(tmp_path / "hook")
     command = [*DRY_RUN, "--out", str(tmp_path / "run"), "--stages", "memcheck,inference,train"]
     result = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

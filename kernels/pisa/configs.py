@@ -87,7 +87,7 @@ _HOPPER = {
 # Accumulators live in tensor memory, which leaves other tiles room; the masks of partial tiles take more registers.
 _BLACKWELL_FORWARD = [
     (48, Config(64, 64, num_stages=3, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
-    (80, Config(64, 64, num_stages=3, max_registers=168), Config(64, 64, num_stages=3)),
+    (80, Config(64, 64, num_stages=3, max_registers=168), Config(64, 64)),
     (96, Config(64, 64)),
     (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
     (256, Config(64, 64, num_warps=8)),
@@ -106,13 +106,29 @@ _AMPERE = {
     "backward_query": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(32, 32))],
     "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
 }
+# Of the same tiles ptxas makes other code for sm_120, where some spill.
+_SM120_FORWARD = [
+    (64, Config(64, 32, num_stages=3)),
+    (80, Config(64, 32, num_stages=3), Config(64, 32)),
+    (128, Config(64, 32)),
+    (256, Config(64, 32, num_warps=8), Config(32, 32, num_warps=8)),
+]
+_SM120 = _AMPERE | {
+    "forward": _SM120_FORWARD,
+    "forward_training": _SM120_FORWARD,
+    "backward_query": [
+        (64, Config(64, 64), Config(64, 32)),
+        (128, Config(64, 32)),
+        (256, Config(32, 32), Config(32, 16)),
+    ],
+}
 _CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (256, Config(16, 32))]}
 TABLE: dict[str, dict[str, Any]] = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
     "sm_100": _BLACKWELL,
-    "sm_120": _AMPERE,
+    "sm_120": _SM120,
     "gfx9": _CDNA,
 }
 # Without tensor cores (float32, unless torch allows tf32) a dot unrolls into single multiplications: small tiles.
