@@ -111,7 +111,9 @@ def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:
             pipe.fuse_lora(components=["unet", "text_encoder"], lora_scale=scale, adapter_names=[name])
             pipe.unload_lora_weights()
         except Exception as error:  # each library in between has its own words for a file that does not fit
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split())[:250] or type(error).__name__
+            if isinstance(error, (IndexError, KeyError)):
+                reason = f"its tensors do not belong together ({reason})"
             raise InputError(f"LoRA {path} cannot be used: {reason}") from error
 
 
