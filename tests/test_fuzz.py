@@ -1,12 +1,16 @@
 """A small deterministic fuzz of what people hand over: every input is read, or refused as an InputError.
 
-`VIDEOMAKER_FUZZ=4000 pytest tests/test_fuzz.py` tries as many of each kind.
+`VIDEOMAKER_FUZZ=4000 pytest tests/test_fuzz.py` tries as many of each kind; `python bench/fuzz_inputs.py` is the large
+fuzz, each of whose cases is a command or a call in a process of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +91,12 @@ def test_bytes_as_anything(tmp_path):
             read_or_refuse(read, tmp_path / "x.txt")
         read_or_refuse(parse_seeds, content.decode("latin-1"))
         read_or_refuse(read_prompts, [str(ODD[index % len(ODD)])])
+
+
+def test_the_first_cases_of_the_large_fuzz(tmp_path):
+    """Three of each of its thirteen kinds, in children with limits."""
+    script = Path(__file__).parents[1] / "bench" / "fuzz_inputs.py"
+    words = ["--count", "39", "--seed", "12", "--jobs", "1", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-P", str(script), *words], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["cases"] == 39

@@ -17,7 +17,7 @@ from ldm import (
     write_checkpoint,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_motion_adapter, tiny_pipeline, tiny_unet2d
 from typer.testing import CliRunner
 
@@ -202,6 +202,10 @@ def test_loras_are_added_into_the_weights(tmp_path):
     save_file({"another.lora_A.weight": torch.ones(2, 2)}, tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="cannot be used"):
         fuse_loras(pipe, (str(tmp_path / "bad.safetensors"),))
+    broken = {key: value / 0 for key, value in load_file(tmp_path / "l.safetensors").items()}
+    save_file(broken, tmp_path / "inf.safetensors")
+    with pytest.raises(InputError, match="2 of its tensors are not finite"):
+        fuse_loras(pipe, (str(tmp_path / "inf.safetensors"),))
 
 
 def test_a_loras_scale_follows_a_colon(tmp_path):
@@ -210,6 +214,9 @@ def test_a_loras_scale_follows_a_colon(tmp_path):
     assert split_lora(f"{tmp_path}/a:b.safetensors:0.3") == (tmp_path / "a:b.safetensors", 0.3)
     with pytest.raises(InputError, match=r"no .safetensors or .bin file"):
         split_lora(f"{tmp_path}/none.safetensors:2")
+    for scale in ("nan", "inf", "-1e30"):
+        with pytest.raises(InputError, match="has the scale"):
+            split_lora(f"{tmp_path}/a:b.safetensors:{scale}")
 
 
 def test_negative_prompts_by_name(tmp_path):

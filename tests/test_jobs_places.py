@@ -64,7 +64,7 @@ def test_a_users_json_beside_the_output_is_no_record(tmp_path, record):
 
 
 def test_the_record_of_another_result(tmp_path):
-    old = {"record_version": 2, "video": "x.mp4", "prompt": "a", "settings": {}}
+    old = {"record_version": 2, "video": "x.mp4", "prompt": "a", "seed": 0, "settings": {}, "video_sha256": "0"}
     (tmp_path / "x.json").write_text(json.dumps(old))
     with pytest.raises(InputError, match=r"that of 'x\.mp4'"):
         check_places([job(tmp_path / "x.gif")], "gif")

@@ -222,7 +222,7 @@ class _DefaultProcessors:
     def __call__(self) -> None:
         unet = self.unet()
         assert unet is not None  # it is what holds this
-        ours = [layer for layer in unet.modules() if _is_ours(getattr(layer, "processor", None))]
+        ours = [layer for layer in unet.modules() if isinstance(layer, Attention) and _is_ours(layer.processor)]
         kept = [layer.processor for layer in ours]
         for layer in ours:
             layer.set_processor(AttnProcessor2_0())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Known here, so that a slip is told before any library loads; tests hold them against the libraries' own.
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 BACKENDS = ("auto", "naive", "sdpa", "triton")
+MAX_LORA_SCALE = 100  # people use up to about 2
 _DEVICE = re.compile(r"auto|cpu|mps|meta|(cpu|mps|cuda|xpu|npu|hpu|mlu|musa|privateuseone)(:\d{1,3})?")
 
 
@@ -99,8 +100,8 @@ def split_lora(text: str) -> tuple[Path, float]:
         path, strength = (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
     except ValueError:  # a colon in the file's name
         path, strength = Path(text), 1.0
-    if not math.isfinite(strength):
-        raise InputError(f"LoRA {text!r} has the scale {strength}: give a finite number")
+    if not abs(strength) <= MAX_LORA_SCALE:
+        raise InputError(f"LoRA {text!r} has the scale {strength}: give a number up to {MAX_LORA_SCALE}")
     if not os.path.isfile(path) or path.suffix not in (".safetensors", ".bin"):
         raise InputError(f"LoRA {text[:200]!r} is no .safetensors or .bin file; give FILE or FILE:scale")
     return path, strength

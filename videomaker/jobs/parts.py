@@ -103,12 +103,17 @@ def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:
         name = f"lora_{number}"
         try:
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
-            if not any(f".{name}." in parameter for parameter, _ in _adapted(pipe)):
+            loaded = {key: value for key, value in _adapted(pipe) if f".{name}." in key}
+            if not loaded:
                 raise ValueError("none of its tensors belongs to this model")
+            if bad := [key for key, value in loaded.items() if not value.isfinite().all()]:
+                raise ValueError(f"{len(bad)} of its tensors are not finite, such as {bad[0]}")
             pipe.fuse_lora(components=["unet", "text_encoder"], lora_scale=scale, adapter_names=[name])
             pipe.unload_lora_weights()
         except Exception as error:  # each library in between has its own words for a file that does not fit
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split())[:250] or type(error).__name__
+            if isinstance(error, (IndexError, KeyError)):
+                reason = f"its tensors do not belong together ({reason})"
             raise InputError(f"LoRA {path} cannot be used: {reason}") from error
 
 

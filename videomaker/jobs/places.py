@@ -111,9 +111,10 @@ def foreign_record(path: Path, video: str, *, fetched: bool = False) -> str | No
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return "it is no record"
-    if not isinstance(record, dict) or not {"record_version", "video", "prompt", "settings"} <= record.keys():
+    wanted = {"prompt", "seed", "video_sha256"} if fetched else {"record_version", "video", "prompt", "settings"}
+    if not isinstance(record, dict) or not wanted <= record.keys():
         return "it is no record"
-    named = str(record["video"])
+    named = str(record.get("video", video))
     if named == video or (fetched and not (path.parent / Path(named).name).exists()):
         return None
     return f"it is that of {named!r}"

@@ -74,6 +74,8 @@ class LatentsMixin(Parts):
             InputError: the numbers overflowed and would be black pictures; arrays and tensors are given with a warning.
         """
         if output_type == "latent":
+            if not latents.isfinite().all():
+                logger.warning("the latents hold numbers that are not finite: use a wider dtype than %s", latents.dtype)
             return latents
         video = self.decode_latents(latents.to(self.vae.dtype), chunk_size)
         if not video.isfinite().all():
