@@ -32,7 +32,7 @@ class Adapters:
 
     def __init__(self, prepared: Prepared, loras: Sequence[Lora]):
         self._own = prepared
-        self._variants = {None: prepared}
+        self._variants: dict[str | None, Prepared] = {None: prepared}
         self._weights: dict[str | None, Weights] = {None: {}}
         self._on: str | None = None
         if loras:
