@@ -19,6 +19,7 @@ from .config import ServeConfig
 from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
+from .model_files import localised
 from .state import State
 from .supervisor import Supervisor, worker_orders
 from .tracing import configure_tracing
@@ -35,6 +36,7 @@ def serve(config: ServeConfig) -> int:
     configure_logs(config)
     configure_tracing(config.telemetry)
     start = time.monotonic()
+    config = localised(config, facts_only=config.engine != "local")
     state = State(config)
     check_state(state)
     listener = _listen(config)
