@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -20,6 +21,7 @@ from videomaker.jobs.prepare import prepare
 from videomaker.jobs.request import ModelSpec, Recipe
 from videomaker.serve.config import load_config
 from videomaker.serve.database import Database
+from videomaker.serve.model_files import localised
 from videomaker.serve.model_renderer import ModelRenderer
 from videomaker.serve.registry import Registry
 from videomaker.serve.renderer import RenderJob
@@ -163,6 +165,27 @@ def check_owl_stays_when_fox_dies(server: ServerProcess, client: httpx2.Client):
     assert wait_for(client, id, 60)["status"] == "completed"
     id = submit(client, model="ink", **{**SETTINGS, "seed": "9"}).json()["id"]
     assert wait_for(client, id, 120)["status"] == "completed"  # by the worker that was started anew
+
+
+def test_a_model_in_an_object_store_is_copied_once_and_by_servers_without_its_weights(models, tmp_path):
+    url = f"file://{models}/owl"
+    config = load_config(data=tmp_path, model=url)
+    whole, facts = localised(config), localised(config, facts_only=True)
+    assert whole.name == facts.name == "owl"
+    names = {path.relative_to(whole.model): path for path in Path(whole.model).rglob("*") if path.is_file()}
+    assert all((models / "owl" / name).read_bytes() == path.read_bytes() for name, path in names.items())
+    assert len(names) == sum(path.is_file() for path in (models / "owl").rglob("*"))
+    assert not list(Path(facts.model).rglob("*.safetensors"))
+    assert State(facts).model == State(whole).model == State(config.model_copy(update={"model": f"{models}/owl"})).model
+    names[Path("model_index.json")].write_text("touched")
+    assert localised(config).model == whole.model and names[Path("model_index.json")].read_text() == "touched"
+    several = localised(load_config(data=tmp_path, models=[{"model": url}, {"name": "b", "model": f"{models}/fox"}]))
+    assert several.names == ["owl", "b"] and several.models[0].model == whole.model
+    with pytest.raises(InputError, match=r"no model_index.json"):
+        localised(load_config(data=tmp_path, model=f"file://{models}"))
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(
+        Path(place).name for place in (whole.model, facts.model)
+    )
 
 
 def test_a_lora_makes_what_generate_makes(models, tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from browser import DESKTOP, PHONE, NoBrowser, open_browser
 from page_checks import NO_FAULTS, faults, open_page
+from PIL import Image
 from serving import PICTURE, ServerProcess, submit, wait_for
 
 PROMPT = "a big creature hopping to the left over a green meadow"
@@ -124,6 +127,39 @@ def test_what_cannot_be_made_is_said_in_words(browser, server, size, tmp_path):
         page.wait_for_function("() => document.getElementById('error').textContent.includes('multiples of')")
         assert page.get_attribute("#size", "aria-invalid") == "true"
         assert page.evaluate("document.activeElement.id") == "size"
+
+
+def test_a_box_around_the_subject_is_drawn_and_used(browser, server, tmp_path):
+    picture = Image.new("RGB", (200, 100), "black")
+    picture.paste("red", (40, 20, 80, 80))
+    picture.save(tmp_path / "p.png")
+    with open_page(browser, server.address, viewport=PHONE) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        assert not page.is_visible("#highlight-how")
+        page.set_input_files("#picture", tmp_path / "p.png")
+        page.select_option("#highlight-how", "box")
+        page.fill("#prompt", PROMPT)
+        page.click("#make")
+        assert "Draw a box" in page.inner_text("#error")
+        frame = page.locator("#preview").bounding_box()
+        scale, top = frame["width"] / 200, frame["y"] + frame["height"] / 2 - frame["width"] / 4
+        page.mouse.move(frame["x"] + 80 * scale, top + 80 * scale)  # from any corner
+        page.mouse.down()
+        page.mouse.move(frame["x"] + 40 * scale, top + 20 * scale, steps=3)
+        page.mouse.up()
+        assert page.input_value("#box") == "40,20,80,80"
+        drawn = page.locator("#box-rect").bounding_box()
+        assert abs(drawn["x"] - frame["x"] - 40 * scale) < 2 and abs(drawn["width"] - 40 * scale) < 2
+        assert faults(page) == NO_FAULTS
+        before = page.evaluate("location.hash")
+        page.click("#make")
+        wait_other(page, before)
+        id = page.evaluate("location.hash.slice(1)")
+    with server.client() as client:
+        video = wait_for(client, id, 120)
+        used = Image.open(io.BytesIO(client.get(video["links"]["reference"]).content)).convert("RGB")
+    colours = {colour for _, colour in used.getcolors(4096)}
+    assert (0, 0, 0) not in colours and (255, 255, 255) in colours
 
 
 def test_keys_alone_make_a_video(browser, server):

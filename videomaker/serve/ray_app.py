@@ -21,6 +21,7 @@ from .config import ServeConfig, load_config
 from .housekeeping import Housekeeper
 from .loading import load_renderer
 from .logs import configure_logs
+from .model_files import localised
 from .server import check_state
 from .state import State
 from .tracing import configure_tracing
@@ -41,7 +42,7 @@ class Api:
     """
 
     def __init__(self, config: dict[str, Any], *workers: Any):
-        self._state = State(_resolved(config))
+        self._state = State(localised(_resolved(config), facts_only=True))
         check_state(self._state)
         self._housekeeper = Housekeeper(self._state)
         self._housekeeper.start()
@@ -66,7 +67,7 @@ class RayWorker:
     """
 
     def __init__(self, config: dict[str, Any]):
-        resolved = _resolved(config).served_here[0]
+        resolved = localised(_resolved(config).served_here[0])
         device = resolved.devices[0] if resolved.devices else "auto"  # Ray shows a replica its own devices alone
         self._drain_seconds = resolved.drain_seconds
         self._failure: BaseException | None = None

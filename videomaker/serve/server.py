@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 import structlog
-import uvicorn
 
 from videomaker.errors import InputError
 
 from . import migrate
-from .app import create_app
 from .checks import load_check
 from .config import ServeConfig
 from .database import PASSING, shown_url
 from .housekeeping import Housekeeper
 from .logs import configure_logs
+from .model_files import localised
 from .state import State
 from .supervisor import Supervisor, worker_orders
 from .tracing import configure_tracing
 
 log = structlog.get_logger("videomaker.serve")
-LAST_ANSWERS = 3  # seconds for answers under way after the workers have ended
 
 
 def serve(config: ServeConfig) -> int:
@@ -40,6 +36,7 @@ def serve(config: ServeConfig) -> int:
     configure_logs(config)
     configure_tracing(config.telemetry)
     start = time.monotonic()
+    config = localised(config, facts_only=config.engine != "local")
     state = State(config)
     check_state(state)
     listener = _listen(config)
@@ -51,7 +48,9 @@ def serve(config: ServeConfig) -> int:
     housekeeper = Housekeeper(state)
     supervisor.start()
     housekeeper.start()
-    server = _Server(state, supervisor)
+    from .web import WebServer  # late: the workers, which take longest, load beside it
+
+    server = WebServer(state, supervisor)
     threading.Thread(target=_tell_when_ready, args=(state, start), daemon=True).start()
     server.run(sockets=[listener])
     housekeeper.stop()
@@ -126,40 +125,6 @@ def _tell_when_ready(state: State, start: float) -> None:
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
             return
         time.sleep(0.1)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, ended our way: first no new jobs, then the workers, then the answers that are left."""
-
-    def __init__(self, state: State, supervisor: Supervisor):
-        super().__init__(
-            uvicorn.Config(
-                create_app(state),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=LAST_ANSWERS,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
-        )
-        self.state, self.supervisor = state, supervisor
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets the workers finish; with a second one they give back what they make."""
-        grace = 0.0 if self.state.draining else self.state.config.drain_seconds
-        self.state.draining = True
-        threading.Thread(target=self._drain, args=(grace,), name="drain", daemon=True).start()
-
-    def _drain(self, grace: float) -> None:
-        log.info("draining", seconds=grace)
-        self.supervisor.stop(grace)
-        self.should_exit = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ends the server, too, when its workers cannot be started."""
-        if self.supervisor.failed.is_set() and not self.state.draining:
-            self.handle_exit(signal.SIGTERM, None)
-        return await super().on_tick(counter)
 
 
 def show_config(config: ServeConfig) -> None:

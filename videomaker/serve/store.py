@@ -44,9 +44,9 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store: Any = LocalStore(self.folder)
             return
-        self._store = _connect(url, options or {}, patience)
+        self._store = connect(url, options or {}, patience)
         public = {**(options or {}), "endpoint": public_endpoint}
-        self._signer: Any = _connect(url, public, patience) if public_endpoint else self._store
+        self._signer: Any = connect(url, public, patience) if public_endpoint else self._store
 
     def put(self, key: str, data: bytes) -> None:
         """Writes a file that is not there yet, complete or absent; its name is on disk after `settle`.
@@ -131,7 +131,17 @@ class Store:
         return self.folder is None or os.access(self.folder, os.W_OK)
 
 
-def _connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:
+def connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:
+    """An object store of obstore's.
+
+    Args:
+        url: with a prefix, below which its paths are.
+        options: by obstore's names.
+        patience: seconds for which a request is tried again before it fails.
+
+    Raises:
+        InputError: the URL or an option is none that obstore knows.
+    """
     limits: ClientConfig = {
         "timeout": timedelta(seconds=60),
         "connect_timeout": timedelta(seconds=3),

@@ -15,6 +15,7 @@ from .checks import load_check
 from .config import ServeConfig
 from .housekeeping import Housekeeper
 from .logs import configure_logs
+from .model_files import localised
 from .server import check_paths, prepare_database
 from .state import State
 from .supervisor import Supervisor, worker_orders
@@ -33,6 +34,7 @@ def work(config: ServeConfig) -> int:
     configure_logs(config)
     configure_tracing(config.telemetry)
     start = time.monotonic()
+    config = localised(config)
     state = State(config)
     state.models  # noqa: B018  # are read, or refused, before a process is started for them
     check_paths(config)

@@ -1,6 +1,7 @@
 // The form: a picture (a new one, or an earlier video's), a prompt, settings; what is sent, and what was refused.
 
 import { api, Refusal } from "./api.js";
+import { Highlight } from "./highlight.js";
 
 const $ = (id) => document.getElementById(id);
 const PLAIN = ["num_frames", "num_inference_steps", "guidance_scale", "fps", "size", "fit", "negative_prompt"];
@@ -11,7 +12,7 @@ export const isSmall = (width, height) => Math.max(width, height) <= SMALL;
 export class Composer {
   // made(video) is called with every accepted video.
   constructor({ made, refused }) {
-    Object.assign(this, { made, refused, model: null, source: null });
+    Object.assign(this, { made, refused, model: null, models: [], source: null, highlight: new Highlight() });
     $("composer").addEventListener("submit", (event) => this.submit(event));
     $("picture").addEventListener("change", () => this.take($("picture").files[0]));
     $("picture-clear").addEventListener("click", () => this.clearPicture(true));
@@ -24,6 +25,7 @@ export class Composer {
       $("preview").hidden = true;
       $("picture-odd").hidden = false;
     });
+    $("model").addEventListener("change", () => this.choose($("model").value));
     $("settings").addEventListener("input", () => this.summarise());
     $("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("composer").requestSubmit();
@@ -87,6 +89,7 @@ export class Composer {
     $("drop-words").hidden = true;
     $("picture-name").textContent = `${name}. Choose another picture`;
     $("picture-clear").hidden = false;
+    this.highlight.offer(Boolean(this.source.file));
   }
 
   clearPicture(focus) {
@@ -98,7 +101,23 @@ export class Composer {
     $("drop-words").hidden = false;
     $("picture-name").textContent = "";
     $("picture-clear").hidden = true;
+    this.highlight.offer(false);
     if (focus) $("picture").focus();
+  }
+
+  // The models that there are; the first is the server's choice.
+  offer(models) {
+    this.models = models;
+    $("model-field").hidden = models.length < 2;
+    $("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+    this.describe(models[0]);
+  }
+
+  choose(name) {
+    const model = this.models.find(({ id }) => id === name);
+    if (!model) return;
+    $("model").value = name;
+    this.describe(model);
   }
 
   // What the model makes by default becomes the fields' placeholders: an empty field leaves it to the server.
@@ -111,6 +130,7 @@ export class Composer {
     $("num_inference_steps").max = limits.max_steps;
     $("negative_prompt").placeholder = defaults.negative_prompt || "nothing";
     $("fit").value = defaults.fit;
+    this.highlight.allow(limits.highlight_by_word);
     $("shape-field").hidden = shapes.length === 0;
     for (const field of document.querySelectorAll("[data-free-shape]")) field.hidden = shapes.length > 0;
     $("shape").replaceChildren(...shapes.filter((shape) => shape.num_references === 1).map(shapeOption));
@@ -137,6 +157,7 @@ export class Composer {
   // Another video's settings, its prompt and its picture, to change and send again.
   load(video) {
     this.takeEarlier(video);
+    this.choose(video.model);
     $("prompt").value = video.prompt;
     for (const name of PLAIN) $(name).value = video[name];
     $("seed").value = video.seed;
@@ -153,15 +174,17 @@ export class Composer {
     if (!this.source) return this.say("Add a picture of the subject first.", "picture");
     if (!$("prompt").value.trim()) return this.say("Say what happens in the video.", "prompt");
     if ($("consent").required && !$("consent").value) return this.say("Say why the subject may be shown.", "consent");
+    if (this.highlight.missing()) return this.say(this.highlight.missing(), this.highlight.how);
     const form = new FormData();
     if (this.source.file) form.append("input_reference", this.source.file, "picture");
     else form.append("reference_of", this.source.video);
     form.append("prompt", $("prompt").value.trim());
-    for (const [name, value] of this.settings()) form.append(name, value);
+    for (const [name, value] of [...this.settings(), ...this.highlight.fields()]) form.append(name, value);
     await this.send(form, $("make"));
   }
 
   *settings() {
+    if (this.models.length > 1) yield ["model", $("model").value];
     const shaped = this.model?.shapes.length > 0;
     for (const name of [...PLAIN, "seed", "consent"]) {
       if (shaped && (name === "num_frames" || name === "size")) continue;
@@ -179,6 +202,7 @@ export class Composer {
     const form = new FormData();
     form.append("reference_of", video.id);
     form.append("prompt", video.prompt);
+    form.append("model", video.model);
     for (const name of PLAIN) form.append(name, video[name]);
     if (video.consent) form.append("consent", video.consent);
     await this.send(form, button);

@@ -161,7 +161,7 @@ function turn(forward) {
 }
 
 async function lookAtServer() {
-  const model = await api.models().then(({ data }) => data[0], (error) => (error.status ? {} : null));
+  const model = await api.models().then(({ data }) => data.find(({ ready }) => ready) ?? data[0], (error) => (error.status ? {} : null));
   const words = model === null ? "No answer" : model.ready ? "Ready" : "Warming up";
   $("server").dataset.state = model === null ? "away" : model.ready ? "ready" : "waiting";
   if ($("server-words").textContent !== words) $("server-words").textContent = words;
@@ -237,7 +237,7 @@ function listen() {
 
 async function start() {
   try {
-    composer.describe((await api.models()).data[0]);
+    composer.offer((await api.models()).data);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (!refused(error)) composer.say(error.message);
