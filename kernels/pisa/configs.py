@@ -111,7 +111,7 @@ _SM120_FORWARD = [
     (64, Config(64, 32, num_stages=3)),
     (80, Config(64, 32, num_stages=3), Config(64, 32)),
     (128, Config(64, 32)),
-    (256, Config(64, 32, num_warps=8), Config(32, 32, num_warps=8)),
+    (256, Config(64, 32, num_warps=8), Config(32, 16)),
 ]
 _SM120 = _AMPERE | {
     "forward": _SM120_FORWARD,
