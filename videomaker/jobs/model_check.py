@@ -33,7 +33,7 @@ def check_choices(spec: ModelSpec) -> None:
     Raises:
         InputError: with the choices.
     """
-    if not _DEVICE.fullmatch(spec.device):
+    if not _DEVICE.fullmatch(spec.device) or spec.device == "meta":  # which holds no numbers
         raise InputError(f"device {spec.device[:40]!r} is unknown: choose auto, cpu, cuda, cuda:1, … or mps")
     if spec.dtype not in DTYPES:
         raise InputError(f"dtype {spec.dtype[:40]!r} is unknown: choose from {', '.join(DTYPES)}")
