@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import shlex
@@ -144,6 +145,7 @@ def read_script(script: Path, arguments: list[str]) -> None:
     with (
         mock.patch.object(sys, "argv", [str(script), *arguments]),
         mock.patch.object(sys, "path", path),
+        mock.patch.dict(os.environ),  # some set what is read when a library is imported
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
         pytest.raises(_Parsed),
     ):

@@ -134,16 +134,17 @@ def check_tensor(name: str, value: Any, shape: tuple) -> None:
     Args:
         name: what messages call it.
         value: the tensor.
-        shape: its sizes; a tuple of sizes where several will do, None where all from 1 will.
+        shape: its sizes; a tuple of sizes where several will do, None where all from 1 will, `...` where all will.
     """
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; give a tensor")
-    allowed = [size if isinstance(size, tuple) or size is None else (size,) for size in shape]
+    allowed = [(size,) if isinstance(size, int) else size for size in shape]
     fits = value.ndim == len(shape) and all(
-        n in a if a is not None else n > 0 for n, a in zip(value.shape, allowed, strict=True)
+        a is ... or (n > 0 if a is None else n in a) for n, a in zip(value.shape, allowed, strict=True)
     )
     if not fits:
-        wanted = ["1 or more" if a is None else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
+        names = {None: "1 or more", ...: "0 or more"}
+        wanted = [names[a] if a in names else " or ".join(map(str, dict.fromkeys(a))) for a in allowed]
         raise InputError(f"{name} has shape {tuple(value.shape)}; it must be [{', '.join(wanted)}]")
     if not value.is_floating_point():
         raise InputError(f"{name} holds {value.dtype}; give floating numbers")

@@ -53,7 +53,7 @@ class LatentsMixin(Parts):
             raise InputError("give the subject as reference_image or as reference_image_embeds, one of the two")
         device, dtype, factor = self._execution_device, self.unet.dtype, self.vae_scale_factor
         if reference_image_embeds is not None:
-            shape = ((1, num_prompts), self.unet.config.in_channels, None, height // factor, width // factor)
+            shape = ((1, num_prompts), self.unet.config.in_channels, ..., height // factor, width // factor)
             checks.check_tensor("reference_image_embeds", reference_image_embeds, shape)
             reference = reference_image_embeds.to(device, dtype).expand(num_prompts, -1, -1, -1, -1)
             return reference.repeat_interleave(num_videos_per_prompt, dim=0)
