@@ -60,8 +60,8 @@ def total(server):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "not JSON"),
-        ("[]", "a JSON list"),
+        ("{", "not valid JSON"),
+        ("[]", "holds a list"),
         ({"prmpt": "x"}, "prmpt: unknown; known are reference, prompt"),
         ({"prompt": " "}, "a prompt is empty"),
         ({"steps": "4"}, "steps: "),

@@ -8,7 +8,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -201,11 +201,37 @@ def read_json(path: Path, *, max_bytes: int = 2**24) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is not JSON, or not an object.
     """
-    text = read_text(path, max_bytes=max_bytes)
+    return parse_json(read_text(path, max_bytes=max_bytes), str(path))
+
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """The JSON object that a text is; messages call it `name`.
+
+    Raises:
+        InputError: it is not JSON, or not an object.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+        raise InputError(f"{name} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def check_results_folder(out: Path, names: Iterable[str], is_ours: Callable[[Path], bool]) -> None:
+    """Refuses a folder in which a command would replace files of others: to be called before the work.
+
+    Args:
+        out: the folder, there or not.
+        names: of the files that the command writes.
+        is_ours: whether such files in `out` are of earlier results of the command.
+
+    Raises:
+        InputError: `out` is no folder, or holds such files of others.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: give another --out")
+    there = next((name for name in names if (out / name).exists()), None)
+    if there and not is_ours(out):
+        raise InputError(f"{out / there} is not of this command and would be replaced: give another --out")

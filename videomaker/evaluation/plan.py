@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_results_folder
 
 from .suite import Item, Prompt, Subject, Suite
 
@@ -46,12 +46,7 @@ def check_place(out: Path) -> None:
     Raises:
         InputError: `out` is no folder, or holds such files.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder: give another --out")
-    ours = (out / PLAN_FILE).exists() and _is_plan(out)
-    there = [name for name in (PLAN_FILE, *REPORT_FILES) if (out / name).exists()]
-    if there and not ours:
-        raise InputError(f"{out / there[0]} is not of this command and would be replaced: give another --out")
+    check_results_folder(out, (PLAN_FILE, *REPORT_FILES), _is_plan)
 
 
 def _is_plan(out: Path) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_results_folder
 from videomaker.jobs.record import component_digests
 from videomaker.pipeline import VideoMakerPipeline
 from videomaker.sprites.measure import ClipScores
@@ -34,11 +33,7 @@ def check_place(out: Path) -> None:
     Raises:
         InputError: `out` is no folder, or holds such files.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder: give another --out")
-    there = [name for name in (RESULTS, CREATURES, SHEET) if (out / name).exists()]
-    if there and not any(out.glob(f"seed-*/{RESULTS}")):
-        raise InputError(f"{out / there[0]} is not of this command and would be replaced: give another --out")
+    check_results_folder(out, (RESULTS, CREATURES, SHEET), lambda folder: any(folder.glob(f"seed-*/{RESULTS}")))
 
 
 def study_sprites(

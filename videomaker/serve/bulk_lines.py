@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from videomaker.digests import sha256, sha256_of_file
 from videomaker.errors import InputError
-from videomaker.files import check_file_name, read_text
+from videomaker.files import check_file_name, parse_json, read_text
 from videomaker.jobs.request import check_prompt, slug
 from videomaker.pictures import load_reference
 
@@ -123,12 +123,7 @@ def read_lines(file: Path, output: Path, defaults: dict[str, Any]) -> list[BulkJ
 
 
 def _parse(text: str, defaults: dict[str, Any]) -> Line:
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise InputError(f"a JSON {type(given).__name__}, not an object")
+    given = parse_json(text, "it")
     try:
         return Line.model_validate({**defaults, **given})
     except ValidationError as error:
