@@ -194,3 +194,34 @@ def test_cost_is_learnt_and_told(state):
         text = client.get("/metrics").text
     assert f'videomaker_video_seconds_count{{bucket="{bucket}",phase="render"' in text
     assert "videomaker_batch_fill_total" in text and "videomaker_http_requests_total" in text
+
+
+def test_the_next_batch_is_made_while_one_is_published(tmp_path, monkeypatch):
+    state = make_state(tmp_path, batch=1, batch_wait=0)
+    ids, rendered, stored = submitted(state, "a", "b", "c"), [], threading.Event()
+    render, put = FakeRenderer.render, state.store.put
+    monkeypatch.setattr(FakeRenderer, "render", lambda *args: rendered.append(1) or render(*args))
+    monkeypatch.setattr(state.store, "put", lambda *args: stored.wait(30) and put(*args))
+    worker = make_worker(state)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while len(rendered) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert len(rendered) == 2  # the third waits until there is room for its result
+    assert {row.state for row in state.listing.get_many(ids[:2]).values()} == {"in_progress"}
+    stored.set()
+    while "queued" in {row.state for row in state.listing.get_many(ids).values()} and time.monotonic() < until:
+        time.sleep(0.02)
+    worker.stop(10)
+    thread.join(20)
+    assert not thread.is_alive() and ends(state, ids) == ["completed"] * 3
+
+
+def test_a_fault_in_publishing_ends_the_worker_aloud(tmp_path, monkeypatch):
+    state = make_state(tmp_path, batch_wait=0)
+    submitted(state, "a")
+    monkeypatch.setattr("videomaker.serve.worker.make_files", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_worker(state).run()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import Connection, ScalarSelect, bindparam, func, select
 
+from .database import NOW
 from .tables import videos, workers
 
 WORKER_SILENT = 15  # seconds after which a worker counts for nothing
@@ -38,41 +39,50 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-def check_room(connection: Connection, now: ColumnElement, owner: str, model: str, cost: float, limits: Limits) -> None:
+def check_room(connection: Connection, owner: str, model: str, cost: float, limits: Limits) -> None:
     """Refuses a job for which there is no room.
 
     Args:
         connection: in the transaction.
-        now: the database's clock.
         owner, model, cost: of the job.
         limits: that hold for it.
 
     Raises:
         Refused: with the time after which to ask again.
     """
-    own, active = videos.c.owner == owner, videos.c.state.in_(("queued", "in_progress"))
-    count = select(func.count()).select_from(videos)
-    if limits.max_active is not None and _number(connection, count.where(own, active)) >= limits.max_active:
+    if limits.max_active is not None and connection.scalar(_ACTIVE, {"owner": owner}) >= limits.max_active:
         raise Refused(f"{limits.max_active} videos of yours wait or run; wait for one to end", cost)
-    hour = videos.c.created > now - 3600
-    if limits.max_per_hour is not None and _number(connection, count.where(own, hour)) >= limits.max_per_hour:
-        first = _number(connection, select(now - func.min(videos.c.created)).where(own, hour))
-        raise Refused(f"{limits.max_per_hour} videos an hour are the limit of this key", 3600 - first)
+    if limits.max_per_hour is not None:
+        hour = connection.execute(_HOUR, {"owner": owner}).one()
+        if hour.count >= limits.max_per_hour:
+            raise Refused(f"{limits.max_per_hour} videos an hour are the limit of this key", 3600 - (hour.oldest or 0))
     if limits.max_wait == float("inf"):
         return
-    if (wait := expected_wait(connection, now, model)) > limits.max_wait:
+    if (wait := expected_wait(connection, model)) > limits.max_wait:
         reason = f"about {wait:.0f} s of work wait, more than {limits.max_wait:.0f} s; try again later"
         raise Refused(reason, wait - limits.max_wait)
 
 
-def expected_wait(connection: Connection, now: ColumnElement, model: str) -> float:
+def expected_wait(connection: Connection, model: str) -> float:
     """Seconds until a new job of a model would start: what is queued, shared by its warm workers."""
-    waiting = videos.c.state == "queued", videos.c.model == model
-    seconds = _number(connection, select(func.sum(videos.c.cost)).where(*waiting))
-    warm = workers.c.model == model, workers.c.ready, workers.c.seen > now - WORKER_SILENT
-    return seconds / max(1, _number(connection, select(func.count()).select_from(workers).where(*warm)))
+    load = connection.execute(_LOAD, {"model": model}).one()
+    return load.seconds / max(1, load.warm)
 
 
-def _number(connection: Connection, query: Select) -> float:
-    """The one number that a query finds; 0 for the sum of nothing."""
-    return float(connection.scalar(query) or 0)
+def warm_workers() -> ScalarSelect[int]:
+    """How many workers of the model `:model` are warm, as a part of a statement."""
+    heard = workers.c.seen > NOW - WORKER_SILENT
+    mine = workers.c.model == bindparam("model")
+    return select(func.count()).select_from(workers).where(mine, workers.c.ready, heard).scalar_subquery()
+
+
+# Built once: every submit runs them.
+_OWN, _IS_ACTIVE = videos.c.owner == bindparam("owner"), videos.c.state.in_(("queued", "in_progress"))
+_ACTIVE = select(func.count()).select_from(videos).where(_OWN, _IS_ACTIVE)
+_HOUR = select(func.count().label("count"), (NOW - func.min(videos.c.created)).label("oldest")).where(
+    _OWN, videos.c.created > NOW - 3600
+)
+_SECONDS = func.coalesce(func.sum(videos.c.cost), 0.0).label("seconds")
+_LOAD = select(_SECONDS, warm_workers().label("warm")).where(
+    videos.c.state == "queued", videos.c.model == bindparam("model")
+)

@@ -14,9 +14,11 @@ try:
 except ImportError:  # Windows: writers wait as SQLite lets them
     fcntl = None  # type: ignore[assignment]  # a module that is not there
 
-from sqlalchemy import ColumnElement, Connection, create_engine, event, literal_column, make_url, select
+from sqlalchemy import Connection, Double, create_engine, event, make_url, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.functions import FunctionElement
 
 from videomaker.errors import InputError
 
@@ -34,6 +36,19 @@ _CLOCKS = {
 }
 
 
+class _Now(FunctionElement[float]):
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(_Now)
+def _clock(_element: _Now, compiler: Any, **_: Any) -> str:
+    return _CLOCKS[compiler.dialect.name]
+
+
+NOW = _Now()  # the database's clock, in seconds since 1970: what leases are measured with
+
+
 class Database:
     """Transactions on a SQLite file or a PostgreSQL server.
 
@@ -44,7 +59,6 @@ class Database:
 
     Attributes:
         shown: the URL without its password.
-        now: the database's clock as an expression, in seconds since 1970: what leases are measured with.
 
     Raises:
         InputError: it is another kind of database, or its driver is not installed.
@@ -56,7 +70,6 @@ class Database:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
         self.shown = shown_url(url)
         self.is_sqlite = kind == "sqlite"
-        self.now: ColumnElement[float] = literal_column(_CLOCKS[kind])
         self._line: Path | None = None
         self._patience, self._hurry = patience, threading.local()
         options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
@@ -115,7 +128,7 @@ class Database:
         self._hurry.on = True
         try:
             with self.read() as connection:
-                connection.execute(select(self.now))
+                connection.execute(select(NOW))
         except SQLAlchemyError:
             return False
         finally:

@@ -11,13 +11,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from videomaker.digests import sha256
 from videomaker.errors import InputError
 
-from .database import Database
+from .database import NOW, Database
 from .tables import api_keys, secrets
 
 PREFIX = "vm_"
@@ -54,7 +54,7 @@ class Keys:
         row = {"id": f"key_{uuid.uuid4().hex[:16]}", "name": name, "digest": _digest(key), **limits}
         try:
             with self.database.write() as connection:
-                connection.execute(insert(api_keys).values(**row, created=self.database.now))
+                connection.execute(insert(api_keys).values(**row, created=NOW))
         except IntegrityError as error:
             raise InputError(f"there is a key {name!r} already: choose another name") from error
         return key
@@ -72,21 +72,25 @@ class Keys:
         """
         mine = update(api_keys).where(api_keys.c.name == name, api_keys.c.revoked.is_(None))
         with self.database.write() as connection:
-            if not connection.execute(mine.values(revoked=self.database.now)).rowcount:
+            if not connection.execute(mine.values(revoked=NOW)).rowcount:
                 raise InputError(f"there is no key {name!r} in use: see videomaker keys list")
 
     def exist(self) -> bool:
         """Whether any key was ever made: from then on every request needs one, also after the last is revoked."""
         with self.database.read() as connection:
-            return connection.scalar(select(api_keys.c.id).limit(1)) is not None
+            return connection.scalar(_ANY) is not None
 
     def owner(self, key: str) -> Owner | None:
         """Whose key it is; None when it is nobody's."""
-        columns = (getattr(api_keys.c, name) for name in ("id", "name", "priority", "max_active", "max_per_hour"))
-        found = select(*columns).where(api_keys.c.digest == _digest(key), api_keys.c.revoked.is_(None))
         with self.database.read() as connection:
-            row = connection.execute(found).first()
+            row = connection.execute(_OWNER, {"digest": _digest(key)}).first()
         return None if row is None else Owner(*row)
+
+
+# Asked with every request, so built once.
+_ANY = select(api_keys.c.id).limit(1)
+_COLUMNS = (getattr(api_keys.c, name) for name in ("id", "name", "priority", "max_active", "max_per_hour"))
+_OWNER = select(*_COLUMNS).where(api_keys.c.digest == bindparam("digest"), api_keys.c.revoked.is_(None))
 
 
 def _digest(key: str) -> str:

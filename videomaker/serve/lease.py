@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 import structlog
@@ -18,8 +17,6 @@ from .queue import Queue
 T = TypeVar("T")
 log = structlog.get_logger("videomaker.serve.worker")
 PROGRESS_SECONDS = 0.5  # between two renewals while steps come in
-
-
 AGAIN_SECONDS = 1  # between two tries of something that is away
 AWAY = (*PASSING, BaseError, OSError)  # errors of a database or a store, not of a job
 
@@ -29,7 +26,7 @@ class Stopped(Exception):
 
 
 class LeaseKeeper:
-    """Within it the lease of a batch is renewed, as long as steps come.
+    """From `start` to `stop` the lease of a batch is renewed, as long as steps come.
 
     Args:
         queue, lease: of the claim.
@@ -58,11 +55,12 @@ class LeaseKeeper:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
-    def __enter__(self) -> LeaseKeeper:
+    def start(self) -> None:
+        """Renews from now on."""
         self._thread.start()
-        return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def stop(self) -> None:
+        """Renews no more."""
         self._end.set()
         self._thread.join()
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, or_, select, true
+from sqlalchemy import Row, and_, bindparam, delete, func, or_, select, true, tuple_
 
-from .admission import WORKER_SILENT
-from .database import Database
+from .admission import WORKER_SILENT, warm_workers
+from .database import NOW, Database
 from .tables import videos, workers
 
 
@@ -29,9 +29,9 @@ class Listing:
 
     def get(self, id: str, owner: str | None = None) -> Row | None:
         """A job, if it is this owner's; `owner=None` does not ask."""
-        mine = true() if owner is None else videos.c.owner == owner
+        one = _ONE if owner is None else _ONE_OF_AN_OWNER
         with self.database.read() as connection:
-            return connection.execute(select(videos).where(videos.c.id == id, mine)).first()
+            return connection.execute(one, {"id": id, "owner": owner}).first()
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Row]:
         """Jobs by id; those that are gone are left out."""
@@ -59,12 +59,15 @@ class Listing:
         return list(rows[:limit]), len(rows) > limit
 
     def waits(self, rows: Iterable[Row]) -> dict[str, Wait]:
-        """For those of the jobs that wait or run: how long. One scan of the queue, whatever their number."""
+        """For those of the jobs that wait or run: how long.
+
+        For one job what is before it is counted; for more the queue is scanned once, whatever their number.
+        """
         running = [row for row in rows if row.state == "in_progress"]
         queued = {row.id: row for row in rows if row.state == "queued"}
         waits = {row.id: Wait(0, row.cost * (1 - row.step / max(1, row.steps))) for row in running}
-        if not queued:
-            return waits
+        if len(queued) < 2:
+            return waits | {job.id: self._wait(job) for job in queued.values()}
         order: dict[str, Any] = {"partition_by": videos.c.model, "order_by": (videos.c.priority, videos.c.created)}
         ranked = select(
             videos.c.id,
@@ -80,8 +83,14 @@ class Listing:
                 waits[row.id] = Wait(row.position, eta)
         return waits
 
+    def _wait(self, job: Row) -> Wait:
+        with self.database.read() as connection:
+            place = {"model": job.model, "priority": job.priority, "created": job.created}
+            ahead = connection.execute(_AHEAD, place).one()
+        return Wait(ahead.position, ahead.seconds / max(1, ahead.warm) + job.cost)
+
     def _alive(self, connection: Any) -> dict[str, int]:
-        heard = workers.c.seen > self.database.now - WORKER_SILENT
+        heard = workers.c.seen > NOW - WORKER_SILENT
         counts = select(workers.c.model, func.count()).where(workers.c.ready, heard).group_by(workers.c.model)
         return {model: count for model, count in connection.execute(counts)}
 
@@ -93,7 +102,7 @@ class Listing:
 
     def expired(self, limit: int = 200) -> list[str]:
         """Ended jobs whose time is over."""
-        over = select(videos.c.id).where(videos.c.expires < self.database.now).order_by(videos.c.expires)
+        over = select(videos.c.id).where(videos.c.expires < NOW).order_by(videos.c.expires)
         with self.database.read() as connection:
             return list(connection.scalars(over.limit(limit)))
 
@@ -101,3 +110,17 @@ class Listing:
         """Those of the ids that have a row."""
         with self.database.read() as connection:
             return set(connection.scalars(select(videos.c.id).where(videos.c.id.in_(list(ids)))))
+
+
+# What every look at a job asks, built once.
+_ONE = select(videos).where(videos.c.id == bindparam("id"))
+_ONE_OF_AN_OWNER = _ONE.where(videos.c.owner == bindparam("owner"))
+_AHEAD = select(
+    func.count().label("position"),
+    func.coalesce(func.sum(videos.c.cost), 0.0).label("seconds"),
+    warm_workers().label("warm"),
+).where(
+    videos.c.state == "queued",
+    videos.c.model == bindparam("model"),
+    tuple_(videos.c.priority, videos.c.created) < tuple_(bindparam("priority"), bindparam("created")),
+)

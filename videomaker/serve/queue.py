@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, text, update
 
 from .admission import NO_LIMITS, Limits, check_room
-from .database import Database
+from .database import NOW, Database
 from .tables import videos
 
 REAP_LIMIT = 1000  # jobs at once
@@ -84,33 +84,26 @@ class Queue:
         """
         with self.database.write() as connection:
             if not self.database.is_sqlite:  # two submits of one owner, on two replicas, go one after the other
-                connection.execute(
-                    text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))"), {"owner": job.owner}
-                )
-            if connection.scalar(select(videos.c.id).where(videos.c.id == job.id)):
+                connection.execute(_ONE_BY_ONE, {"owner": job.owner})
+            if connection.scalar(_SAME_ID, {"id": job.id}):
                 return job.id, True  # an earlier try whose answer was lost
             if twin := self._twin(connection, job, limits):
                 return twin, False
-            check_room(connection, self.database.now, job.owner, job.model, job.cost, limits)
-            values = {**job.__dict__, "state": "queued", "created": self.database.now}
-            connection.execute(insert(videos).values(values))
+            check_room(connection, job.owner, job.model, job.cost, limits)
+            connection.execute(_ADD, job.__dict__)
         return job.id, True
 
     def _twin(self, connection: Connection, job: NewJob, limits: Limits) -> str | None:
-        own = videos.c.owner == job.owner
         if job.idempotency_key is not None:
-            key = videos.c.idempotency_key == job.idempotency_key
-            row = connection.execute(select(videos.c.id, videos.c.fingerprint).where(own, key)).first()
+            row = connection.execute(_BY_KEY, {"owner": job.owner, "key": job.idempotency_key}).first()
             if row and row.fingerprint != job.fingerprint:
                 raise KeyReused(job.idempotency_key)
             return row and row.id
         if not limits.merge_retries:
             return None
         # A retry finds the first try's job; a first try that comes in late finds its retry's.
-        recent = videos.c.created > self.database.now - MERGE_SECONDS
-        same = and_(own, videos.c.fingerprint == job.fingerprint, videos.c.idempotency_key.is_(None), recent)
-        pair = true() if job.client_retry else videos.c.client_retry > 0
-        return connection.scalar(select(videos.c.id).where(same, pair).order_by(videos.c.created).limit(1))
+        pair = _ANY_TRY if job.client_retry else _RETRY
+        return connection.scalar(pair, {"owner": job.owner, "fingerprint": job.fingerprint})
 
     def claim(
         self, worker: str, model: str, batch: Callable[[str], int] = lambda _: 1, wait: float = 0
@@ -127,7 +120,7 @@ class Queue:
         with self.database.read() as connection:  # an idle worker takes no lock
             if connection.scalar(select(videos.c.id).where(*waiting).limit(1)) is None:
                 return None
-        columns = select(videos, (self.database.now - videos.c.created).label("age")).where(*waiting)
+        columns = select(videos, (NOW - videos.c.created).label("age")).where(*waiting)
         columns = columns.order_by(videos.c.priority, videos.c.created).with_for_update(skip_locked=True)
         with self.database.write() as connection:
             first = connection.execute(columns.limit(1)).first()
@@ -141,15 +134,15 @@ class Queue:
                 if len(rows) < size and first.age < wait:
                     return None
             lease = uuid.uuid4().hex
-            taken = {"state": "in_progress", "lease": lease, "worker": worker, "step": 0, "started": self.database.now}
-            until = self.database.now + self.lease_seconds
+            taken = {"state": "in_progress", "lease": lease, "worker": worker, "step": 0, "started": NOW}
+            until = NOW + self.lease_seconds
             mine = update(videos).where(videos.c.id.in_([row.id for row in rows]))
             connection.execute(mine.values(**taken, lease_until=until, attempt=videos.c.attempt + 1))
         return Claimed(lease, rows)
 
     def renew(self, lease: str, step: int) -> Renewed:
         """Keeps a lease for another while and tells how far its jobs are."""
-        values = {"lease_until": self.database.now + self.lease_seconds, "step": step}
+        values = {"lease_until": NOW + self.lease_seconds, "step": step}
         statement = _held(lease).values(values).returning(videos.c.id, videos.c.cancel_requested)
         with self.database.write() as connection:
             rows = connection.execute(statement).all()
@@ -166,8 +159,7 @@ class Queue:
             error: `code` and `message` of one that was not.
             keep: seconds until it is removed.
         """
-        now = self.database.now
-        end = {"finished": now, "lease": None, "lease_until": None, "expires": None if keep is None else now + keep}
+        end = {"finished": NOW, "lease": None, "lease_until": None, "expires": None if keep is None else NOW + keep}
         job = _held(lease).where(videos.c.id == id)
         with self.database.write() as connection:
             done = {"state": "completed", "result": result, "step": videos.c.steps}
@@ -185,20 +177,19 @@ class Queue:
         with self.database.write() as connection:
             wanted = _held(lease).where(~videos.c.cancel_requested)
             connection.execute(wanted.values({**_AGAIN, "attempt": videos.c.attempt - 1}))
-            connection.execute(_held(lease).values(_failed(CANCELLED, self.database.now)))
+            connection.execute(_held(lease).values(_failed(CANCELLED)))
 
     def cancel(self, owner: str, id: str) -> bool:
         """Ends a queued job now and a running one at its next step; False when there is none left to end."""
         own = update(videos).where(videos.c.id == id, videos.c.owner == owner)
         with self.database.write() as connection:
-            queued = own.where(videos.c.state == "queued").values(_failed(CANCELLED, self.database.now))
+            queued = own.where(videos.c.state == "queued").values(_failed(CANCELLED))
             running = own.where(videos.c.state == "in_progress").values(cancel_requested=True)
             return bool(connection.execute(queued).rowcount or connection.execute(running).rowcount)
 
     def reap(self) -> int:
         """Takes jobs from workers that have fallen silent: how many."""
-        now = self.database.now
-        over = videos.c.state == "in_progress", videos.c.lease_until < now
+        over = videos.c.state == "in_progress", videos.c.lease_until < NOW
         with self.database.write() as connection:
             # Replicas that reap at once each take what no other has: they would wait for one another for nothing.
             free = select(videos.c.id).where(*over).limit(REAP_LIMIT).with_for_update(skip_locked=True)
@@ -208,12 +199,27 @@ class Queue:
             lost = update(videos).where(videos.c.id.in_(ids), videos.c.state == "in_progress")
             spent = lost.where(videos.c.attempt >= self.max_attempts)
             ends = (
-                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED, now)),
-                spent.values(_failed(WORKER_LOST, now)),
+                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED)),
+                spent.values(_failed(WORKER_LOST)),
                 lost.values(_AGAIN),
             )
             return sum(connection.execute(end).rowcount for end in ends)
 
+
+# What every submit asks is built once: building a statement costs as much as running it.
+_ONE_BY_ONE = text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))")
+_SAME_ID = select(videos.c.id).where(videos.c.id == bindparam("id"))
+_ADD = insert(videos).values(state="queued", created=NOW)
+_OWN = videos.c.owner == bindparam("owner")
+_BY_KEY = select(videos.c.id, videos.c.fingerprint).where(_OWN, videos.c.idempotency_key == bindparam("key"))
+_ANY_TRY = (
+    select(videos.c.id)
+    .where(_OWN, videos.c.fingerprint == bindparam("fingerprint"), videos.c.idempotency_key.is_(None))
+    .where(videos.c.created > NOW - MERGE_SECONDS)
+    .order_by(videos.c.created)
+    .limit(1)
+)
+_RETRY = _ANY_TRY.where(videos.c.client_retry > 0)
 
 _AGAIN = {"state": "queued", "lease": None, "lease_until": None, "worker": None, "started": None, "step": 0}
 
@@ -226,5 +232,5 @@ def _is_by(lease: str) -> ColumnElement[bool]:
     return videos.c.result["lease"].as_string() == lease
 
 
-def _failed(error: dict[str, str], now: Any) -> dict[str, Any]:
-    return {"state": "failed", "error": error, "finished": now, "lease": None, "lease_until": None}
+def _failed(error: dict[str, str]) -> dict[str, Any]:
+    return {"state": "failed", "error": error, "finished": NOW, "lease": None, "lease_until": None}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
 from .admission import WORKER_SILENT
-from .database import Database
+from .database import NOW, Database
 from .tables import videos, workers
 
 FORGET_SECONDS = 3600  # after which a silent worker is no more in the table
@@ -41,12 +41,12 @@ class Registry:
 
     def beat(self, state: WorkerState) -> None:
         """Says that a worker lives, and what it has learnt."""
-        now, values = self.database.now, dict(state.__dict__)
+        values = dict(state.__dict__)
         with self.database.write() as connection:
-            known = update(workers).where(workers.c.id == state.id).values(**values, seen=now)
+            known = update(workers).where(workers.c.id == state.id).values(**values, seen=NOW)
             if not connection.execute(known).rowcount:
-                connection.execute(insert(workers).values(**values, seen=now, started=now))
-            connection.execute(delete(workers).where(workers.c.seen < now - FORGET_SECONDS))
+                connection.execute(insert(workers).values(**values, seen=NOW, started=NOW))
+            connection.execute(delete(workers).where(workers.c.seen < NOW - FORGET_SECONDS))
 
     def leave(self, id: str) -> None:
         """A worker is no more."""
@@ -55,11 +55,9 @@ class Registry:
 
     def alive(self, model: str | None = None) -> list[Row]:
         """The workers heard of lately, of one model or of all."""
-        heard = select(workers).where(workers.c.seen > self.database.now - WORKER_SILENT)
-        if model is not None:
-            heard = heard.where(workers.c.model == model)
+        heard = _HEARD if model is None else _HEARD_OF_A_MODEL
         with self.database.read() as connection:
-            return list(connection.execute(heard.order_by(workers.c.id)))
+            return list(connection.execute(heard, {"model": model}))
 
     def is_ready(self, model: str) -> bool:
         """Whether a warm worker of the model lives."""
@@ -72,15 +70,19 @@ class Registry:
 
     def queue_figures(self) -> list[Row]:
         """By model and bucket: `queued`, `running`, age of the `oldest` queued one, `seconds` of work queued."""
-        now = self.database.now
         is_queued = videos.c.state == "queued"
         figures = select(
             videos.c.model,
             videos.c.bucket,
             func.count().filter(is_queued).label("queued"),
             func.count().filter(~is_queued).label("running"),
-            (now - func.min(videos.c.created).filter(is_queued)).label("oldest"),
+            (NOW - func.min(videos.c.created).filter(is_queued)).label("oldest"),
             func.coalesce(func.sum(videos.c.cost).filter(is_queued), 0.0).label("seconds"),
         ).where(videos.c.state.in_(("queued", "in_progress")))
         with self.database.read() as connection:
             return list(connection.execute(figures.group_by(videos.c.model, videos.c.bucket)))
+
+
+# Asked with every submit, so built once.
+_HEARD = select(workers).where(workers.c.seen > NOW - WORKER_SILENT).order_by(workers.c.id)
+_HEARD_OF_A_MODEL = _HEARD.where(workers.c.model == bindparam("model"))

@@ -8,8 +8,10 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -37,6 +39,17 @@ PATIENCE = 600  # seconds for which a finished video waits for a store or a data
 STORE_SECONDS = 1  # until a store that failed is tried again
 MEMORY = 0.3  # weight of the newest video in the mean of seconds
 EXIT_HANGS = 75  # status of a worker that ended itself because a step did not end
+
+
+@dataclass
+class _Batch:
+    """Jobs under one lease, and what became of those that could be loaded."""
+
+    claimed: Claimed
+    keeper: LeaseKeeper
+    rows: Sequence[Row] = ()
+    outcomes: Sequence[Made | Failed] = ()
+    seconds: float = 0.0
 
 
 class Worker:
@@ -79,59 +92,99 @@ class Worker:
             "worker ready", worker=self.id, device=self.renderer.device, seconds=round(time.perf_counter() - start, 1)
         )
         try:
-            self._work()
+            with ThreadPoolExecutor(1, "publish") as publisher:
+                self._work(publisher)
         finally:
             with suppress(SQLAlchemyError):  # it is forgotten anyway, a little later
                 self.state.registry.leave(self.id)
 
-    def _work(self) -> None:
+    def _work(self, publisher: Executor) -> None:
+        """While a batch is encoded and stored, the device makes the next; no more than one waits for the publisher."""
         pause, worked = POLL_SECONDS[0], time.monotonic()
+        published: Future[None] | None = None
         while not self._stop.is_set():
+            if published is not None and published.done():
+                published = published.result()  # what nobody expected ends the worker, aloud
             try:
-                busy = self.work_once()
+                batch = self._make_batch()
             except SQLAlchemyError as error:  # the database is away; leases decide what becomes of our jobs
                 log.warning("database does not answer", error=str(error).splitlines()[0])
-                busy = False
+                batch = None
                 self._stop.wait(1)
-            pause = POLL_SECONDS[0] if busy else min(pause * 1.5, POLL_SECONDS[1])
-            if busy:
-                worked = time.monotonic()
+            if batch is not None:
+                if published is not None:
+                    published.result()
+                published = publisher.submit(self._publish_batch, batch)
+                pause, worked = POLL_SECONDS[0], time.monotonic()
                 continue
             if self._idle_exit is not None and time.monotonic() - worked > self._idle_exit:
-                return
+                break
             self._stop.wait(pause)
+            pause = min(pause * 1.5, POLL_SECONDS[1])
+        if published is not None:
+            published.result()
 
     def work_once(self) -> bool:
-        """Makes one batch, if any waits: whether there was one."""
+        """Makes and publishes one batch, if any waits: whether there was one."""
+        batch = self._make_batch()
+        if batch is not None:
+            self._publish_batch(batch)
+        return batch is not None
+
+    def _make_batch(self) -> _Batch | None:
+        """A batch that was claimed and rendered, whose lease is kept; None when none waits."""
         config = self.state.config
         size = partial(batch_size, config=config, shapes=self.state.shapes)
         claimed = self.state.queue.claim(self.id, self.state.model.name, size, config.batch_wait)
         if claimed is None:
-            return False
-        rows = {row.id: row for row in claimed.rows}
+            return None
         keeper = LeaseKeeper(
             self.state.queue,
             claimed.lease,
-            frozenset(rows),
+            frozenset(row.id for row in claimed.rows),
             step_timeout=config.step_timeout,
             on_timeout=lambda: self._hangs(claimed),
             is_stopping=lambda: time.monotonic() > self._stop_at,
             patience=PATIENCE,
         )
-        parents = [row.traceparent for row in claimed.rows]
-        with keeper, span("make videos", parents, bucket=claimed.rows[0].bucket, videos=len(rows)):
-            try:
-                self._make(claimed, keeper, size(claimed.rows[0].bucket))
-            except Stopped:
-                self._leave(claimed, keeper)
-            except (BaseError, OSError) as error:  # the store stays away; nothing is wrong with the jobs
-                log.warning("store does not answer", error=str(error))
-                self._leave(claimed, keeper)
-                self._stop.wait(STORE_SECONDS)
-        return True
+        batch = _Batch(claimed, keeper)
+        bucket, parents = claimed.rows[0].bucket, [row.traceparent for row in claimed.rows]
+        keeper.start()
+        with self._ended_well(batch), span("make videos", parents, bucket=bucket, videos=len(claimed.rows)):
+            self._make(batch, size(bucket))
+        return batch
 
-    def _make(self, claimed: Claimed, keeper: LeaseKeeper, size: int) -> None:
-        start = time.perf_counter()
+    def _publish_batch(self, batch: _Batch) -> None:
+        """Publishes what was made, and lets the lease go."""
+        parents = [row.traceparent for row in batch.rows]
+        try:
+            if batch.rows:
+                with self._ended_well(batch), span("publish videos", parents, videos=len(batch.rows)):
+                    for row, outcome in zip(batch.rows, batch.outcomes, strict=True):
+                        batch.keeper.alive()
+                        self._publish(row, batch.claimed.lease, outcome, batch.seconds, batch.keeper)
+        except SQLAlchemyError as error:
+            log.warning("database does not answer", error=str(error).splitlines()[0])
+        finally:
+            batch.keeper.stop()
+
+    @contextmanager
+    def _ended_well(self, batch: _Batch) -> Iterator[None]:
+        """Gives back what a store that is away, or the end of this worker, leaves undone."""
+        try:
+            yield
+        except (Stopped, BaseError, OSError) as error:
+            batch.rows, batch.outcomes = (), ()
+            self._leave(batch.claimed, batch.keeper)
+            if not isinstance(error, Stopped):  # the store stays away; nothing is wrong with the jobs
+                log.warning("store does not answer", error=str(error))
+                self._stop.wait(STORE_SECONDS)
+        except BaseException:
+            batch.keeper.stop()
+            raise
+
+    def _make(self, batch: _Batch, size: int) -> None:
+        start, claimed, keeper = time.perf_counter(), batch.claimed, batch.keeper
         loaded = [(row, job) for row in claimed.rows if (job := self._load(row, claimed.lease, keeper))]
         if not loaded:
             return
@@ -141,11 +194,8 @@ class Worker:
         except OutOfMemory as error:
             log.warning("out of memory", bucket=rows[0].bucket, batch=size, error=str(error))
             outcomes = [self._alone(job, keeper) for job in jobs]
-        seconds = time.perf_counter() - start
-        self._learn(rows[0].bucket, seconds / len(rows), len(rows) / size)
-        for row, outcome in zip(rows, outcomes, strict=True):
-            keeper.alive()
-            self._publish(row, claimed.lease, outcome, seconds, keeper)
+        batch.rows, batch.outcomes, batch.seconds = rows, outcomes, time.perf_counter() - start
+        self._learn(rows[0].bucket, batch.seconds / len(rows), len(rows) / size)
 
     def _load(self, row: Row, lease: str, keeper: LeaseKeeper) -> RenderJob | None:
         """The job with its pictures; None, and a failed job, when the store has them no more."""

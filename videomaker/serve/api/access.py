@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from ..accept import check_open
 from ..keys import LOCAL, Owner
 from ..problems import ApiError
 from ..state import State
@@ -27,6 +28,21 @@ async def get_owner(request: Request, _key: Annotated[object, Depends(_bearer)] 
         ApiError: 401 without a good key where one is needed.
     """
     return await run_in_threadpool(find_owner, request)
+
+
+async def get_admitted(request: Request, _key: Annotated[object, Depends(_bearer)] = None) -> Owner:
+    """As `get_owner`, of a request that makes a job: asked before its body is read.
+
+    Raises:
+        ApiError: 401, or 503 while no jobs are taken.
+    """
+    return await run_in_threadpool(_admit, request)
+
+
+def _admit(request: Request) -> Owner:
+    owner = find_owner(request)
+    check_open(get_state(request))
+    return owner
 
 
 def find_owner(request: Request) -> Owner:
@@ -55,3 +71,4 @@ def linked(request: Request, id: str, what: str) -> bool:
 
 StateOf = Annotated[State, Depends(get_state)]
 OwnerOf = Annotated[Owner, Depends(get_owner)]
+AdmittedOf = Annotated[Owner, Depends(get_admitted)]

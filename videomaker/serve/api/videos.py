@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from ..accept import Call, accept, check_open
+from ..accept import Call, accept
 from ..problems import ApiError, not_found
 from ..schema import Deleted, Video, VideoList, VideoRequest
 from ..state import State
 from ..tracing import current_traceparent
 from ..view import show
-from .access import OwnerOf, StateOf
+from .access import AdmittedOf, OwnerOf, StateOf
 from .uploads import read_request
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -43,14 +43,13 @@ def _request_body() -> dict[str, Any]:
 async def create(
     request: Request,
     state: StateOf,
-    owner: OwnerOf,
+    owner: AdmittedOf,
     idempotency_key: Annotated[str | None, Header(description="The same key and body: the same job.")] = None,
     x_stainless_retry_count: Annotated[str, Header(include_in_schema=False)] = "0",
 ) -> Video:
     """Accepts a video to make. It will end, as completed or failed, whatever happens to this server."""
     if idempotency_key is not None and not _PRINTABLE.fullmatch(idempotency_key):
         raise ApiError(400, "Idempotency-Key: 1 to 255 printable characters", "Idempotency-Key")
-    await run_in_threadpool(check_open, state)
     asked, sent, mask = await read_request(request, max_references=state.config.max_references)
     retry = int(x_stainless_retry_count) if re.fullmatch(r"\d{1,3}", x_stainless_retry_count) else 0
     call = Call(owner, request.scope["state"]["request_id"], idempotency_key, retry, current_traceparent())
