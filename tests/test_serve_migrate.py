@@ -6,7 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from serving import new_job
-from sqlalchemy import inspect, select, text
+from sqlalchemy import func, inspect, literal, select, text, tuple_
 
 from videomaker.errors import InputError
 from videomaker.serve import migrate
@@ -48,14 +48,17 @@ def test_each_step_up_and_down_keeps_what_is_there(database):
     assert {row.result["lease"] for row in rows if row.result} == {done.lease}
 
 
-@pytest.mark.parametrize("index", ["videos_queued", "videos_active"])
-def test_the_next_job_and_an_owners_unfinished_ones_are_found_by_an_index(tmp_path, index):
+@pytest.mark.parametrize("index", ["videos_queued", "videos_active", "COVERING INDEX videos_queued"])
+def test_the_next_job_waits_and_an_owners_unfinished_jobs_are_found_by_an_index(tmp_path, index):
     database = Database(f"sqlite:///{tmp_path / 'q.db'}")
     migrate.upgrade(database)
     own = select(videos.c.id).where(videos.c.owner == "a", videos.c.state.in_(("queued", "in_progress")))
     queued = videos.c.state == "queued", videos.c.model == "m"
     first = select(videos.c.id).where(*queued).order_by(videos.c.priority, videos.c.created).limit(1)
-    text = str({"videos_queued": first, "videos_active": own}[index].compile(compile_kwargs={"literal_binds": True}))
+    place = tuple_(videos.c.priority, videos.c.created) < tuple_(literal(0), literal(1.0))
+    ahead = select(func.count(), func.sum(videos.c.cost)).where(*queued, place)
+    statement = {"videos_queued": first, "videos_active": own}.get(index, ahead)
+    text = str(statement.compile(compile_kwargs={"literal_binds": True}))
     with database.read() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
     assert any(index in row[-1] for row in plan) and not any("SCAN" in row[-1] or "B-TREE" in row[-1] for row in plan)

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 
 from videomaker.serve import migrate
 from videomaker.serve.admission import Limits, Refused
+from videomaker.serve.listing import Listing
 from videomaker.serve.queue import KeyReused, Queue
 from videomaker.serve.registry import Registry, WorkerState
 from videomaker.serve.tables import videos
@@ -209,3 +210,16 @@ def test_submits_at_once_with_one_key_make_one_job(queue):
         thread.join()
     assert len({id for id, _ in results}) == 1
     assert sum(is_new for _, is_new in results) == 1
+
+
+def test_one_jobs_place_is_that_of_the_whole_list(queue):
+    """A look at one job counts what is before it; a page ranks the queue: both tell the same."""
+    listing = Listing(queue.database)
+    Registry(queue.database).beat(WorkerState("w", "m", "cpu", "here", 1, ready=True))
+    Registry(queue.database).beat(WorkerState("v", "m", "cpu", "here", 2, ready=True))
+    kinds = [("m", 0, 2.0), ("m", 1, 3.0), ("n", 0, 5.0), ("m", 0, 7.0), ("n", 0, 1.0)]
+    ids = [queue.submit(new_job(model=m, priority=p, cost=c))[0] for m, p, c in kinds]
+    rows = listing.get_many(ids)
+    together = listing.waits(rows.values())
+    assert {id: listing.waits([row])[id] for id, row in rows.items()} == together
+    assert [(together[id].position, together[id].eta) for id in ids] == [(0, 2.0), (2, 7.5), (0, 5.0), (1, 8.0), (1, 6.0)]

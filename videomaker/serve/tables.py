@@ -46,7 +46,8 @@ _RUNNING = text("state = 'in_progress'")
 _ACTIVE = text("state IN ('queued', 'in_progress')")
 Index(
     "videos_queued",
-    videos.c.model, videos.c.priority, videos.c.created,
+    # cost and state, so that waits read nothing else: SQLite does not see that the state follows from the index.
+    videos.c.model, videos.c.priority, videos.c.created, videos.c.cost, videos.c.state,
     sqlite_where=_QUEUED, postgresql_where=_QUEUED,
 )  # fmt: skip
 Index("videos_active", videos.c.owner, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE)
@@ -55,7 +56,6 @@ Index(
     videos.c.bucket, videos.c.priority, videos.c.created,
     sqlite_where=_QUEUED, postgresql_where=_QUEUED,
 )  # fmt: skip
-Index("videos_queued_cost", videos.c.model, videos.c.cost, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
 Index("videos_running", videos.c.lease_until, sqlite_where=_RUNNING, postgresql_where=_RUNNING)
 Index("videos_lease", videos.c.lease)
 Index("videos_owner", videos.c.owner, videos.c.created, videos.c.id)

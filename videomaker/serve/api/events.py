@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from fastapi import APIRouter, Request
-from sqlalchemy import Row
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from ..problems import ApiError, not_found
+from ..problems import ApiError
+from ..schema import Video
 from ..state import State
 from ..view import event, show
 from .access import StateOf, find_owner, linked
-from .videos import VideoId
+from .videos import VideoId, show_one
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 POLL_SECONDS = 0.25
@@ -31,7 +31,7 @@ class Watcher:
     def __init__(self, state: State):
         self.state = state
         self._watched: Counter[str] = Counter()
-        self._rows: dict[str, Row] = {}
+        self._videos: dict[str, Video] = {}
         self._looked = asyncio.Condition()
         self._task: asyncio.Task | None = None
 
@@ -53,46 +53,47 @@ class Watcher:
         """How many watch."""
         return self._watched.total()
 
-    async def next(self, id: str) -> Row | None:
+    async def next(self, id: str) -> Video | None:
         """The job at the next look; None when it is gone."""
         async with self._looked:
             await self._looked.wait()
-        return self._rows.get(id)
+        return self._videos.get(id)
 
     async def _look(self) -> None:
         while self._watched:
-            rows = await run_in_threadpool(self.state.listing.get_many, list(self._watched))
+            videos = await run_in_threadpool(self._show, list(self._watched))
             async with self._looked:
-                self._rows = rows
+                self._videos = videos
                 self._looked.notify_all()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _show(self, ids: list[str]) -> dict[str, Video]:
+        """All at once: the queue is looked through once for all streams."""
+        rows = self.state.listing.get_many(ids)
+        return {video.id: video for video in show(self.state, list(rows.values()))}
 
 
 @router.get("/{id}/events", response_class=StreamingResponse)
 async def events(request: Request, state: StateOf, id: VideoId) -> StreamingResponse:
     """The video each time that it changes, as `event: video`; ends with the one that is completed or failed."""
     watcher: Watcher = request.app.state.watcher
-    row = await run_in_threadpool(_find, request, state, id)
+    first = await run_in_threadpool(_find, request, state, id)
     if watcher.streams >= MAX_STREAMS:
         raise ApiError(429, "too many streams: poll the video instead", code="too_many_streams", retry_after=10)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_stream(state, watcher, row), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_stream(state, watcher, first), media_type="text/event-stream", headers=headers)
 
 
-def _find(request: Request, state: State, id: str) -> Row:
+def _find(request: Request, state: State, id: str) -> Video:
     owner = None if linked(request, id, "events") else find_owner(request).id
-    row = state.listing.get(id, owner)
-    if row is None:
-        raise not_found(id)
-    return row
+    return show_one(state, id, owner)
 
 
-async def _stream(state: State, watcher: Watcher, first: Row) -> AsyncIterator[str]:
+async def _stream(state: State, watcher: Watcher, first: Video) -> AsyncIterator[str]:
     id, told, silent = first.id, None, 0.0
-    row: Row | None = first
+    video: Video | None = first
     with watcher.watching(id):
-        while row is not None:
-            (video,) = await run_in_threadpool(show, state, [row])
+        while video is not None:
             told, before = event(video), told
             if told != before:
                 silent = 0.0
@@ -100,7 +101,7 @@ async def _stream(state: State, watcher: Watcher, first: Row) -> AsyncIterator[s
             elif (silent := silent + POLL_SECONDS) >= SILENCE_SECONDS:
                 silent = 0.0
                 yield ": still here\n\n"
-            if row.state in ("completed", "failed") or state.draining:
+            if video.status in ("completed", "failed") or state.draining:
                 return
-            row = await watcher.next(id)
+            video = await watcher.next(id)
     yield f"event: deleted\ndata: {json.dumps({'id': id})}\n\n"

@@ -101,8 +101,8 @@ def delete(state: StateOf, owner: OwnerOf, id: VideoId) -> Deleted:
     return Deleted(id=id)
 
 
-def show_one(state: State, id: str, owner: str) -> Video:
-    """The video of an owner.
+def show_one(state: State, id: str, owner: str | None) -> Video:
+    """The video of an owner; `None` does not ask whose it is.
 
     Raises:
         ApiError: 404.
