@@ -179,7 +179,7 @@ def _verdict(state: State, ids: set[str], wanted: int) -> dict[str, Any]:
         doubled = connection.scalar(text("SELECT count(*) FROM (SELECT id FROM ends GROUP BY id HAVING count(*) > 1)"))
     done = {row.id for row in rows if row.state == "completed"}
     named = {file["key"] for row in rows if row.result for file in row.result["files"].values()}
-    stored = {key for key in state.store.keys("videos") if not key.endswith(".ppm")}
+    stored = {key for key in state.store.keys("videos") if "/reference-" not in key}
     verdict = {
         "jobs": len(ids),
         "completed": len(done & ids),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from serving import PICTURE, client_of, make_state, make_worker, submit
 
+from videomaker import media
 from videomaker.serve import pictures
 from videomaker.serve.housekeeping import remove_expired, sweep_orphans
 
@@ -315,4 +316,17 @@ def test_declared_shapes_are_all_that_is_served(tmp_path):
 def test_stored_pixels_come_back():
     image = Image.open(PICTURE).convert("RGB")
     assert pictures.from_ppm(pictures.to_ppm(image)).tobytes() == image.tobytes()
-    assert Image.open(io.BytesIO(pictures.to_png(pictures.to_ppm(image)))).convert("RGB").tobytes() == image.tobytes()
+    assert Image.open(io.BytesIO(pictures.to_png(image))).convert("RGB").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(("side", "suffix"), [(64, ".upload"), (16, ".ppm")])
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_what_is_kept_of_a_picture_is_the_smaller_and_gives_the_same_pixels(side, suffix, fit):
+    target = io.BytesIO()
+    Image.effect_noise((40, 30), 80).convert("RGB").save(target, "PNG")
+    upload = pictures.decode(target.getvalue(), "x", max_pixels=10_000)
+    shape = {"width": side, "height": side, "fit": fit}
+    kept, data = pictures.to_file(upload, shape)
+    assert kept == suffix and len(data) <= min(len(upload.data), 3 * side * side + 20)
+    expected = media.fit_reference(upload.image, side, side, fit)
+    assert pictures.from_file(f"videos/x/reference-0{kept}", data, shape).tobytes() == expected.tobytes()

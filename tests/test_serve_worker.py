@@ -132,7 +132,7 @@ def test_a_result_under_a_lost_lease_is_thrown_away(state, monkeypatch):
     monkeypatch.setattr(FakeRenderer, "render", slow)
     make_worker(state).work_once()
     assert state.listing.get(id).state == "queued"
-    assert [key.rsplit("/", 1)[1] for key in state.store.keys("videos")] == ["reference-0.ppm"]
+    assert [key.rsplit("/", 1)[1] for key in state.store.keys("videos")] == ["reference-0.upload"]
     monkeypatch.undo()
     make_worker(state).work_once()
     row = state.listing.get(id)

@@ -48,7 +48,6 @@ def serve(
     Every setting is also a variable (VIDEOMAKER_PORT) and a key of the
     TOML file; flags go before variables, variables before the file.
     """
-    from videomaker.serve import server
     from videomaker.serve.config import load_config
 
     settings = {
@@ -59,10 +58,17 @@ def serve(
         "highlight_models": models,
     }  # fmt: skip
     resolved = load_config(config, **settings)
+    spare = None
+    if not show_config:
+        from videomaker.serve.supervisor import start_spare
+
+        spare = start_spare(resolved)  # first of all: what it loads takes longest
+    from videomaker.serve import server
+
     if show_config:
         server.show_config(resolved)
         return
-    raise typer.Exit(server.serve(resolved))
+    raise typer.Exit(server.serve(resolved, spare))
 
 
 @app.command(no_args_is_help=True)

@@ -130,22 +130,20 @@ def _copied(request: dict[str, Any], earlier: dict[str, Any], id: str) -> list[d
             raise ApiError(400, f"{name} {request[name]} differs from the earlier video's {earlier[name]}: "
                            "send the picture again", "reference_of")  # fmt: skip
     return [
-        {**reference, "key": f"videos/{id}/reference-{index}.ppm"}
-        for index, reference in enumerate(earlier["references"])
+        {**reference, "key": f"videos/{id}/{reference['key'].rsplit('/', 1)[1]}"} for reference in earlier["references"]
     ]
 
 
 def _described(fitted: list[Reference], id: str) -> tuple[list[dict[str, Any]], list[bytes]]:
-    files = [pictures.to_ppm(reference.image) for reference in fitted]
     references = [
         {
-            "key": f"videos/{id}/reference-{index}.ppm",
+            "key": f"videos/{id}/reference-{index}{reference.suffix}",
             "sha256": reference.sha256,
             **({"highlight": reference.story} if reference.story else {}),
         }
         for index, reference in enumerate(fitted)
     ]
-    return references, files
+    return references, [reference.file for reference in fitted]
 
 
 def _check_safety(
@@ -154,7 +152,8 @@ def _check_safety(
     if state.request_check is None:
         return
     if earlier:
-        images = [pictures.from_ppm(state.store.get(reference["key"])) for reference in earlier["references"]]
+        keys = [reference["key"] for reference in earlier["references"]]
+        images = [pictures.from_file(key, state.store.get(key), earlier) for key in keys]
     if reason := state.request_check(request, images):
         raise ApiError(400, reason, code="safety_rejected")
 

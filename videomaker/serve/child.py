@@ -1,6 +1,7 @@
 """The process of a worker: `python -m videomaker.serve.child`, started by the supervisor, dying with it.
 
-Its standard input is a pipe: first a line with the settings, then nothing until the parent is gone.
+Its standard input is a pipe: first a line with the settings, then nothing until the parent is gone. Before it reads
+that line it loads the libraries that a model needs, unless it is started with `--light`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 EXIT_INPUT = 2  # the settings cannot be used; starting again would not help
 _PR_SET_PDEATHSIG = 1
@@ -18,9 +20,19 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Runs a worker until SIGTERM or the parent's end: the exit status."""
-    parent = os.getppid()
-    order = json.loads(sys.stdin.readline())
-    _die_with_parent(parent)
+    _die_with_parent()
+    if "--light" not in sys.argv:
+        from .loading import load_libraries
+
+        load_libraries()
+    line = sys.stdin.readline()
+    if not line:
+        return 0  # nobody wanted it
+    threading.Thread(target=_wait_for_end, name="parent", daemon=True).start()
+    return _work(json.loads(line))
+
+
+def _work(order: dict[str, Any]) -> int:
     # Late: the parent must be watched before anything slow is imported.
     from videomaker.errors import InputError
 
@@ -45,14 +57,14 @@ def main() -> int:
     return 0
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent() -> None:
     """Also when the parent is killed with -9: the kernel's signal on Linux, the end of the pipe everywhere."""
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to the whole group; the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-    threading.Thread(target=_wait_for_end, name="parent", daemon=True).start()
 
 
 def _wait_for_end() -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from videomaker import media
 from videomaker.digests import sha256
 from videomaker.errors import InputError
 
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture as the model sees it, the digest of what a client may send to get it again, and how it was made."""
+    """A picture as it is kept, the digest of what a client may send to get it again, and how it was made."""
 
-    image: Image.Image
+    suffix: str
+    file: bytes
     sha256: str
     story: dict[str, Any] | None = None
 
@@ -62,7 +62,7 @@ class Highlighter:
     def fit(
         self, asked: VideoRequest, mask: bytes | None, uploads: list[pictures.Upload], request: dict[str, Any]
     ) -> list[Reference]:
-        """The uploads in the shape of the video.
+        """The uploads as they are kept.
 
         Args:
             asked: tells how the subject is found.
@@ -75,7 +75,7 @@ class Highlighter:
         """
         size = {"width": request["width"], "height": request["height"]}
         if not (asked.highlight or asked.box or mask):
-            return [Reference(media.fit_reference(u.image, **size, fit=request["fit"]), u.sha256) for u in uploads]
+            return [Reference(*pictures.to_file(upload, request), upload.sha256) for upload in uploads]
         param = "mask" if mask else "box" if asked.box else "highlight"
         if (asked.box or mask) and len(uploads) > 1:
             raise ApiError(400, f"a {param} is that of one picture, and {len(uploads)} are sent", param)
@@ -101,7 +101,7 @@ class Highlighter:
             "box": list(box),
             "source_sha256": upload.sha256,
         }
-        return Reference(image, sha256(pictures.to_png(pictures.to_ppm(image))), story)
+        return Reference(pictures.PIXELS, pictures.to_ppm(image), sha256(pictures.to_png(image)), story)
 
     def _find(self, image: Image.Image, word: str) -> Any:
         if self.models is None:

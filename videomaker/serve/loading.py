@@ -17,9 +17,15 @@ def load_renderer(config: ServeConfig, device: str) -> Renderer:
         from .fake import FakeRenderer
 
         return FakeRenderer(config, device)
-    from videomaker.jobs.quiet import quiet_libraries
-
-    quiet_libraries()  # before they are imported, or their advice stands between the lines of the log
+    load_libraries()
     from .model_renderer import ModelRenderer
 
     return ModelRenderer(config, device)
+
+
+def load_libraries() -> None:
+    """Imports what the real renderer needs, which takes seconds."""
+    from videomaker.jobs.quiet import quiet_libraries
+
+    quiet_libraries()  # before they are imported, or their advice stands between the lines of the log
+    from . import model_renderer  # noqa: F401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,8 +28,12 @@ from .tracing import configure_tracing
 log = structlog.get_logger("videomaker.serve")
 
 
-def serve(config: ServeConfig) -> int:
+def serve(config: ServeConfig, spare: subprocess.Popen | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C: the exit status.
+
+    Args:
+        config: the settings.
+        spare: of `supervisor.start_spare`.
 
     Raises:
         InputError: the settings cannot be used: an open address without keys, a port in use, a model that is none.
@@ -44,7 +49,7 @@ def serve(config: ServeConfig) -> int:
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"VideoMaker at {address}  (data in {config.data}; Ctrl-C ends)", flush=True)
     orders = worker_orders(config.model_copy(update={"idle_exit": None})) if config.engine == "local" else []
-    supervisor = Supervisor(orders)
+    supervisor = Supervisor(orders, spare)
     housekeeper = Housekeeper(state)
     supervisor.start()
     housekeeper.start()
@@ -120,11 +125,13 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 def _tell_when_ready(state: State, start: float) -> None:
     """Once every model has a warm worker."""
+    pause = 0.1
     while not state.draining:
         if all(state.registry.is_ready(facts.workers) for facts in state.models.values()):
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
             return
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(1.05 * pause, 1.0)  # a replica without workers may wait for long
 
 
 def show_config(config: ServeConfig) -> None:

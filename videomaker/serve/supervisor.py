@@ -45,16 +45,17 @@ class Supervisor:
 
     Args:
         orders: a worker each.
+        spare: of `start_spare`: becomes the first of them.
 
     Attributes:
         ended: set when there are no workers and will be none: told to stop, or all have gone home (`idle_exit`).
         failed: set when a worker says that the settings cannot be used; its message is on stderr.
     """
 
-    def __init__(self, orders: Sequence[Order]):
+    def __init__(self, orders: Sequence[Order], spare: subprocess.Popen | None = None):
         self.failed, self.ended = threading.Event(), threading.Event()
         self._slots = [_Slot(order) for order in orders]
-        self._end = threading.Event()
+        self._end, self._spare = threading.Event(), spare
         self._until = float("inf")
         # One thread starts all: on Linux a child dies with the thread that started it.
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -115,13 +116,28 @@ class Supervisor:
             lived = round(lived, 1)
             log.warning("worker ended", model=model, device=device, status=status, lived=lived, restart_in=slot.delay)
         if slot.process is None and now >= slot.due and not self._end.is_set():
-            slot.process, slot.started = _spawn(slot.order), now
+            process, self._spare = self._spare or _start(slot.order.config), None
+            _send(process, slot.order)
+            slot.process, slot.started = process, now
 
 
-def _spawn(order: Order) -> subprocess.Popen:
+def start_spare(config: ServeConfig) -> subprocess.Popen | None:
+    """A worker that loads its libraries beside this process before anybody knows what it is for; it ends with it.
+
+    Called from a thread that lives as long as the process. None where no worker will be wanted, or a light one.
+    """
+    wanted = config.engine == "local" and config.renderer == "model" and config.workers != 0
+    return _start(config) if wanted else None
+
+
+def _start(config: ServeConfig) -> subprocess.Popen:
     # -P: a folder of the working directory must not hide a package.
     command = [sys.executable, "-P", "-m", "videomaker.serve.child"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    light = ["--light"] if config.renderer == "fake" else []
+    return subprocess.Popen([*command, *light], stdin=subprocess.PIPE, text=True)
+
+
+def _send(process: subprocess.Popen, order: Order) -> None:
     assert process.stdin is not None  # as it was asked for
     line = {"config": order.config.model_dump(mode="json"), "device": order.device}
     try:
@@ -129,7 +145,6 @@ def _spawn(order: Order) -> subprocess.Popen:
         process.stdin.flush()  # and stays open: its end tells the child that we are gone
     except BrokenPipeError:
         pass  # it died at once; the next look sees that
-    return process
 
 
 def worker_orders(config: ServeConfig) -> list[Order]:

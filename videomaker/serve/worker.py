@@ -206,7 +206,8 @@ class Worker:
             log.error("reference lost", video=row.id, error=str(error), request_id=row.request_id)
             self._publish(row, lease, Failed("reference_lost", "the picture of the subject is gone"), 0.0, keeper)
             return None
-        return RenderJob(row.id, row.request, tuple(map(pictures.from_ppm, files)))
+        references = (pictures.from_file(key, data, row.request) for key, data in zip(keys, files, strict=True))
+        return RenderJob(row.id, row.request, tuple(references))
 
     def _render(self, jobs: Sequence[RenderJob], size: int, keeper: LeaseKeeper) -> list[Made | Failed]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -38,7 +38,7 @@ async def content(
     """
     row = await run_in_threadpool(_find, request, state, id, variant)
     if variant == "reference":
-        return await run_in_threadpool(_reference, state, row.request["references"], index)
+        return await run_in_threadpool(_reference, state, row.request, index)
     if row.state != "completed":
         raise ApiError(400, f"the video is {row.state}: there is no {variant} yet", code="video_not_ready")
     file = row.result["files"][variant]
@@ -64,11 +64,13 @@ def _find(request: Request, state: State, id: str, variant: str):
     return row
 
 
-def _reference(state: State, references: list[dict[str, str]], index: int) -> Response:
+def _reference(state: State, request: dict[str, Any], index: int) -> Response:
+    references = request["references"]
     if index >= len(references):
         raise ApiError(404, f"the video has {len(references)} references, counted from 0", "index")
-    png = pictures.to_png(state.store.get(references[index]["key"]))
-    return Response(png, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+    key = references[index]["key"]
+    image = pictures.from_file(key, state.store.get(key), request)
+    return Response(pictures.to_png(image), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
 
 def _ranged(request: Request, state: State, file: dict, headers: dict[str, str]) -> Response:
