@@ -50,11 +50,11 @@ def check_room(connection: Connection, owner: str, model: str, cost: float, limi
     Raises:
         Refused: with the time after which to ask again.
     """
-    if limits.max_active is not None and connection.scalar(_ACTIVE, {"owner": owner}) >= limits.max_active:
+    if limits.max_active is not None and (connection.scalar(_ACTIVE, {"owner": owner}) or 0) >= limits.max_active:
         raise Refused(f"{limits.max_active} videos of yours wait or run; wait for one to end", cost)
     if limits.max_per_hour is not None:
         hour = connection.execute(_HOUR, {"owner": owner}).one()
-        if hour.count >= limits.max_per_hour:
+        if hour.number >= limits.max_per_hour:
             raise Refused(f"{limits.max_per_hour} videos an hour are the limit of this key", 3600 - (hour.oldest or 0))
     if limits.max_wait == float("inf"):
         return
@@ -79,7 +79,7 @@ def warm_workers() -> ScalarSelect[int]:
 # Built once: every submit runs them.
 _OWN, _IS_ACTIVE = videos.c.owner == bindparam("owner"), videos.c.state.in_(("queued", "in_progress"))
 _ACTIVE = select(func.count()).select_from(videos).where(_OWN, _IS_ACTIVE)
-_HOUR = select(func.count().label("count"), (NOW - func.min(videos.c.created)).label("oldest")).where(
+_HOUR = select(func.count().label("number"), (NOW - func.min(videos.c.created)).label("oldest")).where(
     _OWN, videos.c.created > NOW - 3600
 )
 _SECONDS = func.coalesce(func.sum(videos.c.cost), 0.0).label("seconds")
