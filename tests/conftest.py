@@ -52,6 +52,16 @@ def object_store(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def ray_cluster(object_store):
+    """The address of a local Ray of this run's own, whose processes know the object store's credentials."""
+    pytest.importorskip("ray")
+    from local_ray import local_ray
+
+    with local_ray() as address:
+        yield address
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])
 def any_database(request, tmp_path):
     """An empty database of each kind."""

@@ -95,8 +95,7 @@ def _spread(address: str, tasks: int | None, name: str, given: dict[str, Any]) -
         kind = "GPU" if resources.get("GPU") else "CPU"
         tasks = tasks or max(1, int(resources.get(kind, 1)))
         needs = {"num_gpus": 1, "num_cpus": 1} if kind == "GPU" else {"num_cpus": 1}
-        # A process for each task: what it had loaded must not stay on the GPU.
-        task = ray.remote(run_part).options(**needs, max_retries=MAX_RETRIES, max_calls=1, name=name)
+        task = ray.remote(run_part).options(**needs, max_retries=MAX_RETRIES, name=name)
         parts = [f"{number + 1}/{tasks}" for number in range(tasks)] if tasks > 1 else []
         typer.echo(f"{tasks} tasks on {resources.get(kind, 0):g} {kind}s of the Ray cluster", err=True)
         _wait(ray, [task.remote(name, {**given, "shard": part}, os.getcwd()) for part in parts])
@@ -105,10 +104,9 @@ def _spread(address: str, tasks: int | None, name: str, given: dict[str, Any]) -
         if isinstance(error.cause, (InputError, OSError)):
             raise error.cause from None  # its one line, without the other process's stack
         raise
-    except ray.exceptions.WorkerCrashedError as error:
-        raise InputError(
-            f"a part was killed {MAX_RETRIES + 1} times (memory?): {error}; the same command goes on"
-        ) from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"a part was killed again and again ({reason}); the same command goes on with it") from error
     finally:
         ray.shutdown()
 
@@ -144,9 +142,7 @@ def run_part(name: str, given: dict[str, Any], folder: str) -> str:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise InputError(
-            f"a machine of the Ray cluster has no {folder} ({error.strerror}): share the folder"
-        ) from error
+        raise InputError(f"a machine of the cluster has no {folder} ({error.strerror}): share the folder") from error
     module, _, function = name.partition(":")
     with redirect_stdout(io.StringIO()) as printed:
         getattr(importlib.import_module(module), function)(**given)
