@@ -60,7 +60,7 @@ def test_an_evaluation_whose_task_is_killed_ends_in_the_same_files(ray_cluster, 
     spread = tmp_path / "spread" / "out"
     process = on_ray(ray_cluster, "evaluate", "run", suite, "-o", spread, *command)
     kill_a_task("videomaker.cli.evaluate:run", lambda: spread.glob("videos/*/*.json"), process)
-    finish(process, "T. Cons.", "report.json")
+    finish(process, "T.Cons", "report.json")
     whole = tmp_path / "whole" / "out"
     run("evaluate", "run", suite, "-o", whole, *command)
     expected, found = contents(whole), contents(spread)
