@@ -102,6 +102,7 @@ def _plot(measured: dict[str, dict[str, list[float]]], counts: list[int], path: 
             axes.plot(counts, values, marker="o", label=f"{work}, {kind}", linestyle="-" if work == "claims" else "--")
     axes.set(xlabel="processes", ylabel="a second", xscale="log", ylim=(0, None))
     axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
