@@ -118,7 +118,7 @@ def _connect(address: str) -> Any:
         raise InputError("--ray needs Ray: pip install -e '.[ray]'") from error
     try:
         ray.init(address=address, configure_logging=False)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--ray {address}: no cluster answers ({reason}); start one with ray start --head") from error
     return ray
