@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     before = header()
-    result = getattr(importlib.import_module(KINDS[options.kind]), options.kind)(options)
-    line = json.dumps({"kind": options.kind, **before, **result})
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
+    result = getattr(importlib.import_module(KINDS[options.kind]), options.kind)(options)
+    load_after = [round(value, 2) for value in os.getloadavg()]
+    line = json.dumps({"kind": options.kind, **before, "load_after": load_after, **result})
+    if options.output:
         options.output.write_text(line + "\n", encoding="utf-8")
     print(line)
     return 0 if result.get("kept", True) else 1

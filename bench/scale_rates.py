@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from services import Postgres
+from sqlalchemy import func, select
 
 from videomaker.serve import migrate
 from videomaker.serve.database import Database
 from videomaker.serve.queue import NewJob, Queue
+from videomaker.serve.tables import videos
 
-STOCK = 3000  # jobs in the queue before claims are measured
+STOCK = 3000  # jobs in the queue, at least, before claims are measured
 
 
 def rates(options: argparse.Namespace) -> dict[str, Any]:
@@ -39,9 +41,7 @@ def rates(options: argparse.Namespace) -> dict[str, Any]:
 
 def _together(work: Any, url: str, count: int, seconds: float) -> float:
     if work is claims:
-        queue = Queue(Database(url))
-        for number in range(STOCK):
-            queue.submit(_job(f"stock-{time.time_ns()}-{number}", "stock"))
+        _fill_up(Database(url))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scale_rates", "psycopg"])
     barrier, results = context.Barrier(count), context.SimpleQueue()
@@ -53,6 +53,15 @@ def _together(work: Any, url: str, count: int, seconds: float) -> float:
     for process in processes:
         process.join()
     return round(done / seconds, 1)
+
+
+def _fill_up(database: Database) -> None:
+    """What submits have left in the queue counts."""
+    with database.read() as connection:
+        there = connection.scalar(select(func.count()).select_from(videos).where(videos.c.state == "queued"))
+    for _ in range(STOCK - there):
+        Queue(database).submit(_job(f"stock-{time.time_ns()}", "stock"))
+    database.close()
 
 
 def _run(name: str, url: str, seconds: float, barrier: Any, results: Any, number: int) -> None:
@@ -93,6 +102,7 @@ def _plot(measured: dict[str, dict[str, list[float]]], counts: list[int], path: 
             axes.plot(counts, values, marker="o", label=f"{work}, {kind}", linestyle="-" if work == "claims" else "--")
     axes.set(xlabel="processes", ylabel="a second", xscale="log", ylim=(0, None))
     axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -10,6 +10,7 @@ from server_process import PICTURE
 
 from videomaker.serve import migrate
 from videomaker.serve.accept import Call, accept
+from videomaker.serve.admission import NO_LIMITS, Limits
 from videomaker.serve.config import load_config
 from videomaker.serve.keys import LOCAL
 from videomaker.serve.logs import configure_logs
@@ -30,7 +31,7 @@ def fake_state(folder: Path, **settings: Any) -> State:
     return state
 
 
-def put_job(state: State, seed: int) -> str:
+def put_job(state: State, seed: int, owner: str = LOCAL.id, limits: Limits = NO_LIMITS) -> str:
     """A small video in the queue; the first is accepted as any request, the others show its picture."""
     if id(state) not in _ONLY:
         asked = VideoRequest(prompt="a creature", size="16x16", num_frames=2, num_inference_steps=2, seed=seed)
@@ -39,5 +40,5 @@ def put_job(state: State, seed: int) -> str:
         return first
     request = {**_ONLY[id(state)], "seed": seed}
     job_id = f"video_bench_{uuid.uuid4().hex}"
-    job = NewJob(job_id, LOCAL.id, request["model"], str(Bucket.of(request)), 2, 0.1, request, job_id)
-    return state.queue.submit(job)[0]
+    job = NewJob(job_id, owner, request["model"], str(Bucket.of(request)), 2, 0.1, request, job_id)
+    return state.queue.submit(job, limits)[0]

@@ -1,6 +1,8 @@
 """Settings of every test: no network, a fixed seed, and Triton's interpreter where there is no GPU."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,17 +26,19 @@ def training_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A PostgreSQL server of this run's own."""
     from services import Postgres, Unavailable
 
     pytest.importorskip("psycopg")
-    try:
-        server = Postgres(tmp_path_factory.mktemp("services") / "postgres")
-    except Unavailable as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
+    # Not below pytest's folder: root's server runs as another user, whom each pytest that starts meanwhile locks out.
+    with tempfile.TemporaryDirectory(prefix="vm-services-", ignore_cleanup_errors=True) as folder:
+        try:
+            server = Postgres(Path(folder) / "postgres")
+        except Unavailable as error:
+            pytest.skip(str(error))
+        with server:
+            yield server
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,16 @@ def object_store(tmp_path_factory):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(object_store):
+    """The address of a local Ray of this run's own, whose processes know the object store's credentials."""
+    pytest.importorskip("ray")
+    from local_ray import local_ray
+
+    with local_ray() as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])

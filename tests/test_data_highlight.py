@@ -9,8 +9,16 @@ from PIL import Image
 from tiny_finders import write_finders
 
 from videomaker.data.dataset import DataConfig, build_dataset
-from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, suppress
+from videomaker.data.highlight import (
+    GroundingDino,
+    HighlightSettings,
+    Sam,
+    highlight_manifest,
+    highlight_part,
+    suppress,
+)
 from videomaker.data.manifest import read_manifest
+from videomaker.data.sharing import Shard
 from videomaker.errors import InputError
 
 BOX = (4.0, 8.0, 20.0, 24.0)
@@ -102,6 +110,16 @@ def test_highlighting_goes_on_after_an_interruption(manifest, detector, tmp_path
     assert set(detector.calls) == {"twice."}
     with pytest.raises(InputError, match="holds masks made with other thresholds"):
         highlight_manifest(manifest, out, detector, segmenter, settings=HighlightSettings(min_area=0.1))
+
+
+def test_shards_share_the_clips_and_the_whole_finds_their_masks(manifest, detector, tmp_path):
+    out = tmp_path / "out.jsonl"
+    counts = [highlight_part(manifest, out, detector, segmenter, Shard(number, 2)) for number in (1, 2)]
+    assert counts == [3, 2] and not out.exists()
+    assert len(set(detector.calls)) == 5
+    detector.calls.clear()
+    assert highlight_manifest(manifest, out, detector, segmenter)[0] == 2
+    assert detector.calls == []
 
 
 def test_outputs_go_beside_the_manifest(manifest, detector, tmp_path):

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from videomaker import media
 from videomaker.cli import app
+from videomaker.data.sharing import parse_shard
 from videomaker.errors import InputError
 from videomaker.evaluation import metrics
 from videomaker.evaluation.networks import Clip, Dino
-from videomaker.evaluation.run import parse_shard
 from videomaker.evaluation.suite import read_suite
 from videomaker.evaluation.videos import read_video, through_gif
 

@@ -1,12 +1,10 @@
-"""All at once: PostgreSQL, an S3 store and Ray; the embedded model, the official client, a killed worker."""
+"""All at once: PostgreSQL, an S3 store and Ray; two models, the official client, a killed worker."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
-import tempfile
 import time
 
 import openai
@@ -17,6 +15,7 @@ from videomaker.serve.config import load_config
 from videomaker.serve.registry import WorkerState
 from videomaker.serve.scaling import Load, QueuedSeconds, wanted_workers
 from videomaker.serve.state import State
+from videomaker.serve.store import connect
 
 LEASE = 3  # seconds
 
@@ -65,24 +64,28 @@ def test_the_policy_asks_the_database_also_when_there_is_no_worker(tmp_path, any
     assert policy(Context) == (1, {})
 
 
-def start_ray(tries=3, **options):
-    """A local Ray; its own patience, of half a minute, is short for a busy machine."""
-    import ray
+@pytest.fixture(scope="module")
+def models(object_store, tmp_path_factory):
+    """The embedded model, and a tiny one in the object store with a LoRA of this machine."""
+    import obstore
+    from safetensors.torch import save_file
+    from tiny import tiny_lora, tiny_pipeline
 
-    for left in reversed(range(tries)):
-        try:
-            ray.init("local", **options)
-            return
-        except Exception as error:  # of its own start, before anything of ours
-            ray.shutdown()
-            if not left:
-                pytest.skip(f"Ray does not start here: {str(error)[:200]}")
+    folder = tmp_path_factory.mktemp("models")
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder / "owl")
+    save_file(tiny_lora(pipe), folder / "ink.safetensors")
+    url = f"{object_store.settings['files']}/models/owl"
+    store = connect(url, json.loads(object_store.settings["files_options"]), 10)
+    for path in filter(os.path.isfile, (folder / "owl").rglob("*")):
+        obstore.put(store, str(path.relative_to(folder / "owl")), path.read_bytes())
+    lora = {"name": "ink", "file": str(folder / "ink.safetensors"), "scale": 0.5}
+    return [{"model": "default"}, {"model": url, "loras": [lora]}]
 
 
-@pytest.fixture
-def cluster(postgres, object_store, monkeypatch):
-    """A local Ray with the application; the state of its database and files, and its address."""
-    ray = pytest.importorskip("ray")
+@pytest.fixture(scope="module")
+def application(ray_cluster, postgres, object_store, models, tmp_path_factory):
+    """The server on Ray, its two models warm: the state of its database and files, and its address."""
     from ray import serve
     from services import free_port
 
@@ -90,44 +93,74 @@ def cluster(postgres, object_store, monkeypatch):
 
     settings = {
         "database": postgres.create(), **object_store.settings, "lease_seconds": LEASE, "devices": ["cpu"],
-        "files_options": json.loads(object_store.settings["files_options"]), "drain_seconds": 5,
+        "files_options": json.loads(object_store.settings["files_options"]), "drain_seconds": 5, "models": models,
+        "data": str(tmp_path_factory.mktemp("data")),
     }  # fmt: skip
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "90")  # of a busy machine
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or one is left in the user's home
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="vm-ray-", ignore_cleanup_errors=True) as folder:
-        options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 * 2**20, "_temp_dir": folder}
-        start_ray(log_to_driver=False, configure_logging=False, **options)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(build({"config": settings, "min_workers": 1, "max_workers": 1}), route_prefix="/")
-            yield State(load_config(**settings)), f"http://127.0.0.1:{port}"
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build({"config": settings, "min_workers": 1, "max_workers": 1}), route_prefix="/")
+        yield State(load_config(**settings)), f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(application):
+    return openai.OpenAI(base_url=f"{application[1]}/v1", api_key="none needed at loopback")
+
+
+def create(client, model, steps, **fields):
+    return client.videos.create(
+        model=model,
+        prompt="a big creature hopping to the left over a green meadow",
+        input_reference=("moss.png", PICTURE.read_bytes()),
+        extra_body={"seed": 7, "num_inference_steps": steps, **fields},
+    )
+
+
+def made(client, id):
+    video = client.videos.poll(id, poll_interval_ms=500)
+    assert video.error is None
+    assert video.status == "completed"
+    assert b"ftyp" in client.videos.download_content(id).read()
+    return client.videos.download_content(id, variant="record").json()
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(900)
-def test_a_video_is_made_though_its_worker_is_killed(cluster):
-    state, address = cluster
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none needed at loopback")
-    made = client.videos.create(
-        prompt="a big creature hopping to the left over a green meadow",
-        input_reference=("moss.png", PICTURE.read_bytes()),
-        extra_body={"seed": 7, "num_inference_steps": 100},
-    )
-    victim = wait_for_work(state, made.id)
+def test_two_models_and_a_lora_each_by_its_own_workers(application, client):
+    """One of the models lies in the object store; the interface takes its configurations alone."""
+    state, _ = application
+    told = {model.id: model for model in client.models.list()}
+    assert list(told) == ["videomaker-default", "owl", "ink"]
+    assert told["ink"].parent == "owl" and all(model.ready for model in told.values())
+    tiny = {"size": "32x32", "num_frames": 3}
+    ids = [
+        create(client, name, 2, **more).id for name, more in (("videomaker-default", {}), ("owl", tiny), ("ink", tiny))
+    ]
+    records = [made(client, id) for id in ids]
+    default, owl, ink = (state.listing.get(id) for id in ids)
+    assert owl.worker == ink.worker != default.worker
+    assert len({row.bucket for row in (default, owl, ink)}) == 3
+    assert records[1]["components_sha256"] != records[2]["components_sha256"]
+    assert [len(record["model"]["loras"]) for record in records] == [0, 0, 1]
+    copies = {path.name.split("-")[1]: path for path in (state.config.data / "models").iterdir()}
+    assert not list(copies["facts"].rglob("*.safetensors"))
+    assert list(copies["model"].rglob("*.safetensors"))
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(900)
+def test_a_video_is_made_though_its_worker_is_killed(application, client):
+    state, _ = application
+    video = create(client, "videomaker-default", 100)
+    victim = wait_for_work(state, video.id)
     os.kill(victim.pid, signal.SIGKILL)
-    video = client.videos.poll(made.id, poll_interval_ms=500)
-    assert video.error is None
-    assert video.status == "completed"
-    row = state.listing.get(made.id)
-    assert row.attempt == 2 and row.worker != victim.id
-    assert b"ftyp" in client.videos.download_content(made.id).read()
-    record = client.videos.download_content(made.id, variant="record").json()
+    record = made(client, video.id)
     assert record["seed"] == 7
+    row = state.listing.get(video.id)
+    assert row.attempt == 2 and row.worker != victim.id
 
 
 def wait_for_work(state, id, seconds=120):

@@ -10,10 +10,9 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from serving import PICTURE, ServerProcess, client_of, make_state, make_worker, submit, wait_for
-from tiny import tiny_pipeline
+from tiny import tiny_lora, tiny_pipeline
 
 from videomaker import media
 from videomaker.errors import InputError
@@ -38,18 +37,8 @@ def models(tmp_path_factory):
         pipe = tiny_pipeline(seed=seed)
         pipe.save_pretrained(folder / name)
         if name == "fox":
-            save_file(lora_of(pipe), folder / "ink.safetensors")
+            save_file(tiny_lora(pipe), folder / "ink.safetensors")
     return folder
-
-
-def lora_of(pipe):
-    state = {}
-    for prefix, model, ends in (("unet", pipe.unet, "attn1.to_q"), ("text_encoder", pipe.text_encoder, "v_proj")):
-        for name, module in model.named_modules():
-            if name.endswith(ends):
-                state[f"{prefix}.{name}.lora_A.weight"] = torch.randn(2, module.in_features)
-                state[f"{prefix}.{name}.lora_B.weight"] = torch.randn(module.out_features, 2)
-    return state
 
 
 def table(folder, **changes):

@@ -110,6 +110,17 @@ def tiny_pipeline(*, seed: int = 0, **unet_overrides) -> VideoMakerPipeline:
     return pipe
 
 
+def tiny_lora(pipe: VideoMakerPipeline) -> dict[str, torch.Tensor]:
+    """A random LoRA of a pipeline, as PEFT names its tensors."""
+    state = {}
+    for prefix, model, ends in (("unet", pipe.unet, "attn1.to_q"), ("text_encoder", pipe.text_encoder, "v_proj")):
+        for name, module in model.named_modules():
+            if name.endswith(ends):
+                state[f"{prefix}.{name}.lora_A.weight"] = torch.randn(2, module.in_features)
+                state[f"{prefix}.{name}.lora_B.weight"] = torch.randn(module.out_features, 2)
+    return state
+
+
 def _shake(model: torch.nn.Module) -> torch.nn.Module:
     """Gives the layers that start at zero (a motion module's last) values, so that tests see what they do."""
     with torch.no_grad():

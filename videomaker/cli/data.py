@@ -11,6 +11,8 @@ from videomaker.errors import InputError
 
 from . import options
 from .app import data_app
+from .groups import with_groups
+from .spreading import Spread, over_ray
 from .terminal import quiet_libraries
 
 
@@ -131,6 +133,8 @@ def data_cache(
 
 
 @data_app.command("highlight")
+@over_ray
+@with_groups
 def data_highlight(
     manifest: options.Manifest,
     detector: Annotated[Path, typer.Option(help="Local folder of Grounding DINO in the transformers format.")],
@@ -143,16 +147,27 @@ def data_highlight(
     text_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of its words.")] = 0.25,
     max_overlap: Annotated[float, typer.Option(min=0, max=1, help="Boxes that overlap more are one subject.")] = 0.5,
     min_area: Annotated[float, typer.Option(min=0, max=1, help="Smallest box, as a share of the picture.")] = 0.02,
+    *,
+    spread: Spread,
 ) -> None:
-    """Mask the subject of every reference; clips without exactly one, large enough, are left out."""
+    """Mask the subject of every reference; clips without exactly one, large enough, are left out.
+
+    The same command goes on after an interruption. With --shard it makes
+    masks alone; without, it writes the manifest, too.
+    """
+    part = spread.part()
     quiet_libraries()
     import torch
 
-    from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest
+    from videomaker.data.highlight import GroundingDino, HighlightSettings, Sam, highlight_manifest, highlight_part
 
     settings = HighlightSettings(box_threshold, text_threshold, max_overlap, min_area)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detect, segment = GroundingDino(detector, settings, device=device), Sam(segmenter, device=device)
+    if part.count > 1:
+        count = highlight_part(manifest, out, detect, segment, part, prompt=prompt, settings=settings)
+        typer.echo(f"{count} clips looked at; when every shard is done, the same command without --shard writes {out}")
+        return
     count, dropped = highlight_manifest(manifest, out, detect, segment, prompt=prompt, settings=settings)
     _report(f"{count} clips in {out}", dropped)
 

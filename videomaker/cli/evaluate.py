@@ -16,6 +16,7 @@ from videomaker.errors import InputError
 from . import options
 from .app import app
 from .groups import Model, Sampling, with_groups
+from .spreading import Spread, over_ray
 from .terminal import console, prepare_model, print_table, quiet_libraries
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ app.add_typer(evaluate_app, name="evaluate")
 
 SuiteFolder = Annotated[Path, typer.Argument(help="A folder with suite.yaml: subjects, prompts, seeds.")]
 Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-ShardText = Annotated[str, typer.Option("--shard", help="i/n: the i-th of n equal parts, to be run side by side.")]
 Paper = Annotated[
     str | None,
     typer.Option("--paper", help="Quote a table of the paper beside: people, people-unseen or objects."),
@@ -86,13 +86,14 @@ class Highlighting:
 
 
 @evaluate_app.command("run", no_args_is_help=True)
+@over_ray
 @with_groups
 def run(
     suite: SuiteFolder,
     *,
     out: Out = Path("outputs/evaluation"),
     measures: Measures,
-    shard: ShardText = "1/1",
+    spread: Spread,
     paper: Paper = None,
     plain: Annotated[
         bool, typer.Option(help="Also plain AnimateDiff from the same noise, a video for each prompt and seed.")
@@ -113,10 +114,10 @@ def run(
     check_place(out)
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
-    from videomaker.evaluation.run import parse_shard, run_suite
+    from videomaker.evaluation.run import run_suite
     from videomaker.jobs.request import Recipe
 
-    settings, part = sampling.settings(), parse_shard(shard)
+    settings, part = sampling.settings(), spread.part()
     _check_table(paper)
     prepared = prepare_model(Recipe(model.spec(), settings))
     size, where = _size(prepared), prepared.recipe.model.device
@@ -131,6 +132,7 @@ def run(
 
 
 @evaluate_app.command("measure", no_args_is_help=True)
+@over_ray
 @with_groups
 def measure(
     videos: Annotated[Path, typer.Argument(help="VIDEOS/SUBJECT/PROMPT-SEED.mp4, .gif or a folder of PNG frames.")],
@@ -138,7 +140,7 @@ def measure(
     *,
     out: Out = Path("outputs/evaluation"),
     measures: Measures,
-    shard: ShardText = "1/1",
+    spread: Spread,
     paper: Paper = None,
     highlighting: Highlighting,
     device: options.Device = "auto",
@@ -155,11 +157,11 @@ def measure(
     check_place(out)
     quiet_libraries()
     from videomaker.evaluation.protocol import protocol_named
-    from videomaker.evaluation.run import first_size, measure_videos, parse_shard
+    from videomaker.evaluation.run import first_size, measure_videos
     from videomaker.jobs.prepare import resolve_model
     from videomaker.jobs.request import ModelSpec
 
-    part, protocol = parse_shard(shard), protocol_named(measures.protocol)
+    part, protocol = spread.part(), protocol_named(measures.protocol)
     _check_table(paper)
     where = resolve_model(ModelSpec(device=device)).device
     networks = _open(measures, protocol, where)

@@ -28,6 +28,7 @@ from .check import describe_counts
 from .dataset import spread_frames
 from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
 from .shards import claim, clip_file, reference_picture
+from .sharing import WHOLE, Shard
 from .video import ClipError, open_video
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -123,29 +124,65 @@ def highlight_manifest(
         InputError: the manifest is wrong, a clip says nothing to detect, `out` is elsewhere or has masks made
             otherwise, or no clip is left.
     """
-    settings = settings or HighlightSettings()
-    if out.parent.resolve() != manifest.parent.resolve():
-        raise InputError(f"paths in a manifest are relative to its folder: put {out.name} into {manifest.parent}")
-    check_place(out, source=manifest)
-    jobs = [(clip, _text(clip, prompt)) for clip in read_manifest(manifest)]
-    folder = out.parent / f"{out.stem}-masks"
-    claim(folder, asdict(settings), "masks made with other thresholds")
     kept: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()
-    for clip, text in tqdm(jobs, desc="highlighting", unit="clip", disable=None):
-        result = _read_result(folder, clip, text)
-        if result is None:
-            with atomic_directory(folder / quote(clip.id, safe=""), ours=_is_result) as temporary:
-                result = _highlight_clip(clip, text, manifest.parent, temporary, detector, segmenter, settings)
+    for clip, result in _results(manifest, out, detector, segmenter, prompt, settings, WHOLE):
         if "reason" in result:
             dropped[result["reason"]] += 1
         else:
-            kept.append(clip.model_copy(update={"refs": _placed(result["refs"], folder, clip)}))
+            kept.append(clip.model_copy(update={"refs": _placed(result["refs"], _masks(out), clip)}))
     if not kept:
         reasons = describe_counts(dropped.elements())
         raise InputError(f"no clip of {manifest} shows one subject ({reasons}); look at the prompt and the thresholds")
     write_manifest(out, kept)
     return len(kept), dict(dropped)
+
+
+def highlight_part(
+    manifest: Path,
+    out: Path,
+    detector: Detector,
+    segmenter: Segmenter,
+    shard: Shard,
+    *,
+    prompt: str = "",
+    settings: HighlightSettings | None = None,
+) -> int:
+    """Makes the masks of some of the clips, which `highlight_manifest` then finds there: of how many clips.
+
+    Raises:
+        InputError: see `highlight_manifest`.
+    """
+    return sum(1 for _ in _results(manifest, out, detector, segmenter, prompt, settings, shard))
+
+
+def _masks(out: Path) -> Path:
+    return out.parent / f"{out.stem}-masks"
+
+
+def _results(
+    manifest: Path,
+    out: Path,
+    detector: Detector,
+    segmenter: Segmenter,
+    prompt: str,
+    settings: HighlightSettings | None,
+    shard: Shard,
+) -> Iterator[tuple[Clip, dict[str, Any]]]:
+    """The clips of a shard, each with what was found in it now or by an earlier call."""
+    settings = settings or HighlightSettings()
+    if out.parent.resolve() != manifest.parent.resolve():
+        raise InputError(f"paths in a manifest are relative to its folder: put {out.name} into {manifest.parent}")
+    check_place(out, source=manifest)
+    jobs = [(clip, _text(clip, prompt)) for clip in read_manifest(manifest)]
+    folder = _masks(out)
+    claim(folder, asdict(settings), "masks made with other thresholds")
+    for clip, text in tqdm(shard.of(jobs), desc="highlighting", unit="clip", disable=None):
+        result = _read_result(folder, clip, text)
+        if result is None:
+            with atomic_directory(folder / quote(clip.id, safe=""), ours=_is_result) as temporary:
+                result = _highlight_clip(clip, text, manifest.parent, temporary, detector, segmenter, settings)
+        yield clip, result
 
 
 def _is_result(folder: Path) -> bool:

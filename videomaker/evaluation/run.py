@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from videomaker.data.sharing import WHOLE, Shard
 from videomaker.data.subject import ADVICE, Finder, Highlight, border_is_plain, write_highlighted
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
@@ -31,30 +30,6 @@ from .videos import find_video, read_video, strangers
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what is going on, done, of how many
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of `count` equal parts of the work, counted from 1, done without a word to the others."""
-
-    number: int = 1
-    count: int = 1
-
-    def of(self, parts: Sequence[Any]) -> list[Any]:
-        """This shard's parts."""
-        return list(parts[self.number - 1 :: self.count])
-
-
-def parse_shard(text: str) -> Shard:
-    """A shard from `"i/n"`, counted from 1.
-
-    Raises:
-        InputError: something else.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"shard {text!r} is not understood: give i/n with i from 1 to n, such as 2/8")
-    return Shard(int(match[1]), int(match[2]))
 
 
 def highlight_suite(
@@ -110,7 +85,7 @@ def run_suite(
     *,
     batch_size: int = 1,
     plain: bool = True,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
     progress: Progress = lambda what, done, of: None,
 ) -> Plan:
     """Generates and measures a suite's videos, and those of plain AnimateDiff from the same noise.
@@ -227,7 +202,7 @@ def measure_videos(
     networks: Networks,
     protocol: Protocol,
     *,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
     progress: Progress = lambda what, done, of: None,
 ) -> Plan:
     """Measures videos of any method that lie as the suite wants them.
