@@ -6,7 +6,7 @@ READY := .ready-$(notdir $(PYTHON))
 else
 PY := .venv/bin/python
 READY := .venv/.ready
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 endif
 PIP_ARGS ?=
 
@@ -38,6 +38,8 @@ demo: $(READY)   ## videos of three bundled pictures by the embedded model: outp
 test: export HF_HUB_OFFLINE = 1
 # Tiny models on several threads wait for each other more than they compute.
 test: export OMP_NUM_THREADS = 1
+# Else every worker starts more processes that import torch, to compile on cores that are taken.
+test: export TORCHINDUCTOR_COMPILE_THREADS = 1
 test: $(READY)   ## all tests that need no GPU
 	$(PY) -P -m pytest tests -m "not scale" $(PARALLEL)  # -P: the folder kernels/ must not hide a package of that name
 

@@ -25,6 +25,7 @@ EXTRAS = {
         "matplotlib>=3.8",
         "obstore>=0.8",  # shards by URL
         "peft>=0.17",
+        "psutil>=5.9",
         "pydantic>=2",
         "pyyaml>=6",
         "tensorboard>=2.16",

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "videomaker" / "assets"
 WIDTHS = {"desktop": DESKTOP, "phone": PHONE}
 KEPT = {"empty-desktop-light", "progress-desktop-dark", "done-desktop-light", "history-phone-dark", "error-phone-light"}
-LONG = 100  # steps of the video that is seen in the making
+LONG = 200  # steps of the video that is seen in the making: four looks long
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every state, not only what the manual shows")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    settings = {"renderer": "model", "workers": 1, "log_level": "error"}
+    settings = {"renderer": "model", "workers": 1, "log_level": "error", "max_steps": LONG}
     with (
         tempfile.TemporaryDirectory(prefix="videomaker-") as data,
         ServerProcess(Path(data), **settings) as server,
@@ -63,6 +63,7 @@ def _states(server: ServerProcess) -> Iterator[tuple[str, Any]]:
         for seed in range(2, 14):
             wait_for(client, _ask(client, seed, steps="10"), 600)
         yield "history", _show_player
+        yield "subject", _show_subject
         yield "error", _show_error
 
 
@@ -79,10 +80,20 @@ def _show_player(page: Page) -> None:
     page.wait_for_selector("#player:visible")
     page.wait_for_function("() => document.getElementById('player').readyState >= 2")
     page.evaluate("document.getElementById('player').currentTime = 0.4")
+    page.wait_for_function("() => (p => !p.seeking && p.readyState >= 2)(document.getElementById('player'))")
+    page.wait_for_timeout(500)  # the browser's own sign of loading fades
 
 
 def _show_progress(page: Page) -> None:
     page.wait_for_function("() => /^Step ([3-9]|[1-9][0-9])/.test(document.getElementById('veil-words').textContent)")
+
+
+def _show_subject(page: Page) -> None:
+    """A picture is chosen, and its subject to be cut out."""
+    page.set_input_files("#picture", ASSETS / "moss.png")
+    page.select_option("#highlight-how", "box")
+    page.fill("#box", "6, 6, 26, 28")
+    page.click("summary:has-text('Settings')")
 
 
 def _show_error(page: Page) -> None:

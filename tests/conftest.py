@@ -12,6 +12,18 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 
+# A file goes to one of two workers: the longest come first, or one worker waits for the other in the end.
+LONG = (
+    "test_train_zero", "test_static", "test_train_model", "test_docs", "test_serve_page", "test_serve_process",
+    "test_eval_suite", "test_bench_gpu", "test_serve_models", "test_trainer", "test_train_guards", "test_train_resume",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

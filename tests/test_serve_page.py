@@ -129,6 +129,19 @@ def test_what_cannot_be_made_is_said_in_words(browser, server, size, tmp_path):
         assert page.evaluate("document.activeElement.id") == "size"
 
 
+@SIZES
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60), (80, 80)])
+def test_the_whole_picture_is_seen_before_a_box_is_drawn(browser, server, tmp_path, size, shape):
+    Image.new("RGB", shape, "red").save(tmp_path / "p.png")
+    with open_page(browser, server.address, viewport=size) as page:
+        page.set_input_files("#picture", tmp_path / "p.png")
+        page.wait_for_selector("#preview:visible")
+        inner, outer = page.locator("#preview").bounding_box(), page.locator("#drop-label").bounding_box()
+    for start, length in (("x", "width"), ("y", "height")):
+        assert outer[start] <= inner[start]
+        assert inner[start] + inner[length] <= outer[start] + outer[length] + 1
+
+
 def test_a_box_around_the_subject_is_drawn_and_used(browser, server, tmp_path):
     picture = Image.new("RGB", (200, 100), "black")
     picture.paste("red", (40, 20, 80, 80))
@@ -141,6 +154,7 @@ def test_a_box_around_the_subject_is_drawn_and_used(browser, server, tmp_path):
         page.fill("#prompt", PROMPT)
         page.click("#make")
         assert "Draw a box" in page.inner_text("#error")
+        page.locator("#drop").scroll_into_view_if_needed()
         frame = page.locator("#preview").bounding_box()
         scale, top = frame["width"] / 200, frame["y"] + frame["height"] / 2 - frame["width"] / 4
         page.mouse.move(frame["x"] + 80 * scale, top + 80 * scale)  # from any corner

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from videomaker.train.config import TrainConfig, ZeroConfig
-from videomaker.train.engine import _announce_build, deepspeed_json, learning_rate, set_numerics
+from videomaker.train.engine import deepspeed_json, learning_rate, set_numerics
 from videomaker.train.model import mixed_precision
 
 from videomaker.errors import InputError
@@ -59,17 +59,3 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[8] == pytest.approx(0.5)
-
-
-def test_the_build_of_an_operator_is_announced_and_needs_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setenv("RANK", "0")
-    said = []
-    _announce_build("ShareMemCommBuilder", said.append)
-    assert len(said) == 1 and said[0].startswith("DeepSpeed compiles its operator deepspeed_shm_comm")
-    (tmp_path / "deepspeed_shm_comm" / "lock").touch()
-    _announce_build("ShareMemCommBuilder", said.append)
-    assert "waited for" in said[-1]
-    monkeypatch.setenv("CXX", "absent++")
-    with pytest.raises(InputError, match=r"no C\+\+ compiler 'absent\+\+'"):
-        _announce_build("ShareMemCommBuilder", said.append)

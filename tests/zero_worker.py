@@ -1,4 +1,4 @@
-"""What each rank of tests/test_train_zero.py runs under the `deepspeed` launcher: a scenario on a tiny model."""
+"""What each rank of tests/test_train_zero.py runs: a scenario on a tiny model."""
 
 import argparse
 import hashlib
@@ -111,15 +111,30 @@ def stop_in_the_middle(folder: Path, device: torch.device) -> None:
     assert not trainer.run(StopRequest())
 
 
+def run_scenario(scenario: str, folder: Path) -> None:
+    """What a rank does, however it was started."""
+    device = start_distributed()
+    globals()[scenario](folder, device)
+    dist.barrier()
+
+
+def run_rank(rank: int, port: int, scenario: str, folder: Path) -> None:
+    """A rank without a launcher, in a process forked from one that has imported all this; what it says is in a file."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    said = os.open(folder / f"{scenario}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    run_scenario(scenario, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank")
     parser.add_argument("scenario")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    device = start_distributed()
-    globals()[options.scenario](options.folder, device)
-    dist.barrier()
+    run_scenario(options.scenario, options.folder)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,6 +15,7 @@ from videomaker.errors import InputError
 
 from .config import TrainConfig
 from .deepspeed_json import deepspeed_json
+from .operators import load_operator
 from .optimizer import build_optimizer, learning_rate
 from .ranks import assign_rank, free_port
 
@@ -51,36 +50,10 @@ def start_distributed(say: Callable[[str], object] = print) -> torch.device:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    _announce_build("ShareMemCommBuilder", say)
+    load_operator("ShareMemCommBuilder", say)
     deepspeed.init_distributed("gloo", verbose=False)
     atexit.register(_leave_group)
     return torch.device("cpu")
-
-
-def _announce_build(builder: str, say: Callable[[str], object]) -> None:
-    """Says that DeepSpeed is going to compile, which it does at its first start on a machine, without a word."""
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
-
-    name = get_accelerator().create_op_builder(builder).name
-    folder = Path(_get_build_directory(name, False))
-    if os.environ.get("RANK", "0") != "0" or (folder / f"{name}.so").is_file():
-        return
-    _require_compiler()
-    say(f"DeepSpeed compiles its operator {name}: once on this machine, about a minute")
-    if (folder / "lock").exists():
-        say(f"another process compiles it already, and is waited for; if none does, remove {folder / 'lock'}")
-
-
-def _require_compiler() -> None:
-    from torch.utils.cpp_extension import get_cxx_compiler
-
-    compiler = get_cxx_compiler()
-    if shutil.which(compiler) is None:
-        raise InputError(
-            f"DeepSpeed compiles an operator at its first start and there is no C++ compiler {compiler!r}: "
-            "install one (apt install g++), or name it in CXX"
-        )
 
 
 def _leave_group() -> None:

@@ -10,6 +10,7 @@ import torch
 from videomaker.errors import InputError
 
 from .config import OptimizerConfig
+from .operators import load_operator
 
 
 def choose(
@@ -28,8 +29,9 @@ def choose(
     adam = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
     if settings.name == "adamw":
         if on_host and device.type == "cuda":
-            from deepspeed.ops.adam import DeepSpeedCPUAdam  # builds a C++ extension at its first use
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+            load_operator("CPUAdamBuilder")
             return DeepSpeedCPUAdam, {**adam, "adamw_mode": True}
         return torch.optim.AdamW, {**adam, "fused": True}
     if settings.name == "adamw8bit":
