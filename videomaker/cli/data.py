@@ -73,11 +73,10 @@ def data_check(
     """
     if sample and out:
         raise InputError("--out needs all clips looked at: leave out --sample")
-    from videomaker.data.check import check_manifest, load_tokenizer, write_clean
-    from videomaker.data.manifest import check_place
+    from videomaker.data.check import check_clean_place, check_manifest, load_tokenizer, write_clean
 
     if out:
-        check_place(out, source=manifest)
+        check_clean_place(manifest, out)
     report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer), sample=sample)
     if not report.num_clips:
         raise InputError(f"the manifest {manifest} is empty; write one JSON object per line")

@@ -21,13 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory
+from videomaker.files import atomic_directory, check_replaceable
 from videomaker.model_files import load_whole
 
 from .check import describe_counts
 from .dataset import spread_frames
-from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
-from .shards import claim, clip_file, reference_picture
+from .manifest import Clip, Reference, check_place, read_manifest, video_files, write_manifest
+from .shards import claim, clip_file, is_claimed, reference_picture
 from .video import ClipError, open_video
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -120,15 +120,17 @@ def highlight_manifest(
         The number of clips written, and the number left out by reason.
 
     Raises:
-        InputError: the manifest is wrong, a clip says nothing to detect, `out` is elsewhere or has masks made
-            otherwise, or no clip is left.
+        InputError: the manifest is wrong, a clip says nothing to detect, `out` is elsewhere, a manifest of other
+            clips, or has masks made otherwise or by others, or no clip is left.
     """
     settings = settings or HighlightSettings()
     if out.parent.resolve() != manifest.parent.resolve():
         raise InputError(f"paths in a manifest are relative to its folder: put {out.name} into {manifest.parent}")
-    check_place(out, source=manifest)
-    jobs = [(clip, _text(clip, prompt)) for clip in read_manifest(manifest)]
+    clips = read_manifest(manifest)
+    check_place(out, source=manifest, videos=video_files(manifest, clips))
+    jobs = [(clip, _text(clip, prompt)) for clip in clips]
     folder = out.parent / f"{out.stem}-masks"
+    check_replaceable(folder, is_claimed)
     claim(folder, asdict(settings), "masks made with other thresholds")
     kept: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()
