@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from videomaker.errors import InputError
 from videomaker.kernels import reference_attention
 
-from .unet import BANK, heads_of, install_processors, project_out, refuse_inputs, spatial_self_attentions
+from .unet import BANK, check_score_shift, heads_of, install_processors, project_out, refuse_inputs, spatial_self_attentions
 
 States = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # hidden states [B, M, C], or their keys and values
 
@@ -66,7 +66,11 @@ class ReferenceBank:
             use_reference: bool `[B]`, on the UNet's device: where False the video attends to itself alone (guidance's
                 unconditional half). B may be a multiple of the bank's: [all videos without text, all videos with it].
             bias: added to the scores of the reference; see `videomaker.kernels.reference_attention`.
+
+        Raises:
+            InputError: the bank is empty, or `bias` is a number that cannot be added.
         """
+        check_score_shift("bias", bias)
         if not self.states:
             raise InputError("the bank is empty: call the ReferenceNet with cross_attention_kwargs=bank.write() first")
         return {BANK: BankReader(self.states, num_frames, use_reference, bias)}
