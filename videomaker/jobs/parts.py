@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
 from videomaker.errors import InputError
 from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
 from videomaker.weights import load_text_encoder
+from videomaker.weights.left_out import check_all_loaded
 from videomaker.weights.single_file import load_base, load_motion_adapter
 from videomaker.weights.single_file import load_vae as load_vae_file
 from videomaker.weights.sources import is_single_file, local_path, variant_of
@@ -58,7 +59,7 @@ def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
     folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise InputError(f"vae {source!r} is no folder with config.json and no single file")
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+    return _whole(AutoencoderKL, folder, dtype)
 
 
 def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
@@ -74,7 +75,14 @@ def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
         raise InputError(
             f"motion adapter {source!r} is not a folder in the diffusers format (with config.json), nor a single file"
         )
-    return MotionAdapter.from_pretrained(path, torch_dtype=dtype, variant=variant_of(path))
+    return _whole(MotionAdapter, path, dtype)
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A part of diffusers' with all that its file holds."""
+    part = kind.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+    check_all_loaded(part, folder)
+    return part
 
 
 def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -82,9 +90,8 @@ def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {}
     for name in ("unet", "vae"):
-        if variant := variant_of(folder / name):
-            kind = getattr(diffusers, index[name][1])
-            parts[name] = kind.from_pretrained(folder / name, torch_dtype=dtype, variant=variant)
+        if variant_of(folder / name):
+            parts[name] = _whole(getattr(diffusers, index[name][1]), folder / name, dtype)
     if variant := variant_of(folder / "text_encoder"):
         parts["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype=dtype, variant=variant)
     return parts
