@@ -16,6 +16,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from videomaker.errors import InputError
+from videomaker.kernels.pisa.api import BACKENDS
 
 LAYOUT = "reference_layout"  # of PISA
 BANK = "reference_bank"  # of a ReferenceNet
@@ -102,6 +103,12 @@ def refuse_inputs(encoder_hidden_states: torch.Tensor | None, attention_mask: to
     """A self-attention without a mask is all that the processors here compute."""
     if encoder_hidden_states is not None or attention_mask is not None:
         raise InputError("a self-attention without a mask: got encoder_hidden_states or attention_mask, leave them out")
+
+
+def check_backend(backend: Any) -> None:
+    """Refuses an attention backend that there is nowhere."""
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"unknown attention backend {backend!r}: choose from auto, {', '.join(BACKENDS)}")
 
 
 def check_score_shift(name: str, value: Any) -> None:

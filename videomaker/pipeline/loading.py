@@ -46,6 +46,8 @@ class LoadingMixin(Parts):
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
             check_model_files(folder, given=kwargs.keys())
+        elif os.path.exists(folder):  # or it is a name of the hub's
+            raise InputError(f"{folder} has no model_index.json: give a model's folder, or a file to from_single_file")
         if "text_encoder" not in kwargs and (folder / "text_encoder").is_dir():
             kwargs["text_encoder"] = load_text_encoder(
                 folder / "text_encoder", dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
