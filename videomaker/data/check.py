@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from videomaker.digests import sha256
 from videomaker.errors import InputError
+from videomaker.model_files import check_tokenizer
 
 from .errors import ClipError
 from .inspection import find_problem, inspect_clip
@@ -118,6 +119,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give the folder `tokenizer` of a model in the diffusers format")
+    check_tokenizer(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -24,7 +24,6 @@ from .reference import read_mask
 from .remote import ensure_local
 from .video import ClipError, Video, probe
 
-
 PLAN = "plan.json"  # how a folder's files were made
 
 

@@ -219,8 +219,9 @@ def _smallest_pass(pipe: VideoMakerPipeline) -> dict[str, Any]:
 def _check_scheduler(pipe: VideoMakerPipeline, source: str) -> None:
     alphas, config = getattr(pipe.scheduler, "alphas_cumprod", None), pipe.scheduler.config
     if alphas is not None and not (
-        alphas.numel() and alphas.isfinite().all() and alphas.min() >= 0 and alphas.max() <= 1
-    ):
+        alphas.shape == (config.num_train_timesteps,) and len(alphas) and alphas.isfinite().all()
+        and alphas.min() >= 0 and alphas.max() <= 1
+    ):  # fmt: skip
         raise InputError(f"model {source!r} has a scheduler whose betas give no noise levels from 0 to 1")
     if config.get("prediction_type", "epsilon") not in ("epsilon", "sample", "v_prediction"):
         raise InputError(

@@ -186,7 +186,7 @@ def is_usable(value: torch.Tensor) -> bool:
     if not (value.numel() and value.is_floating_point()):
         return True
     low, high = value.detach().aminmax()  # NaN if one is
-    return bool(-_LARGEST <= low and high <= _LARGEST)
+    return bool(low >= -_LARGEST and high <= _LARGEST)
 
 
 def _is_other_kind(value: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -264,14 +264,20 @@ def save_partial(
         path: the file to write.
         dtype: floating tensors are cast to it; `None` keeps theirs.
         metadata: strings for the file's header.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     tensors = {
         # clone: safetensors refuses tensors that share memory, such as views of one flat training buffer
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).clone().contiguous()
         for name, value in state.items()
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # a full disk, as an error of the library's own
+        raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from videomaker.errors import InputError
-from videomaker.model_files import safetensors_header
+from videomaker.model_files import check_numbers, safetensors_header
 
 from .sources import variant_of
 
@@ -71,7 +71,8 @@ def _tensor_names(folder: Path) -> Collection[str]:
     variant = variant_of(folder)
     ending = f".{variant}" if variant else ""
     if (file := folder / f"{_STEM}{ending}.safetensors").is_file():
-        return safetensors_header(file)
+        check_numbers(file, header := safetensors_header(file))
+        return header
     if (file := folder / f"{_STEM}.safetensors.index{ending}.json").is_file():
         return json.loads(file.read_text(encoding="utf-8"))["weight_map"]
     if (file := folder / f"{_STEM}{ending}.bin").is_file():
