@@ -21,7 +21,7 @@ from videomaker.jobs import model_check
 from videomaker.jobs.parts import load_adapter
 from videomaker.jobs.prepare import load_pipeline, resolve_model
 from videomaker.jobs.request import ModelSpec
-from videomaker.model_files import _check_numbers, _check_sizes, safetensors_header
+from videomaker.model_files import _check_sizes, check_numbers, safetensors_header
 
 
 def write(path, tensors: dict, size: int):
@@ -46,8 +46,8 @@ def test_the_header_of_a_file_is_read_and_damage_told(tmp_path):
 def test_weights_that_are_no_floating_numbers(tmp_path, kind):
     about = {"dtype": kind, "shape": [1], "data_offsets": [0, 4]}
     with pytest.raises(InputError, match=r"holds a\.weight as"):
-        _check_numbers(tmp_path / "model.safetensors", {"a.weight": about})
-    _check_numbers(tmp_path / "model.safetensors", {"text_model.position_ids": {**about, "dtype": "I64"}})
+        check_numbers(tmp_path / "model.safetensors", {"a.weight": about})
+    check_numbers(tmp_path / "model.safetensors", {"text_model.position_ids": {**about, "dtype": "I64"}})
 
 
 def test_sizes_that_no_model_has(tmp_path):

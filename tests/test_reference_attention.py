@@ -70,7 +70,7 @@ def gradients(attend, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def test_numbers_of_a_bias_are_looked_at_where_they_are_there() -> None:
-    """Not while compiling or in a transform, where the call still works; -inf is a number to leave the reference out."""
+    """Not while compiling or in a transform, where the call still works; -inf leaves the reference out."""
     tensors, bias = [x.detach() for x in inputs()], torch.tensor([0.5, -math.inf])
 
     def attend(bias: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ BAD_REFERENCE = {
         float("nan"), float("inf"), "x", torch.ones(3), torch.ones(2, 9), [0.0], torch.tensor(float("inf")),
         torch.full((2,), float("nan")), torch.tensor([0.0, float("inf")]), torch.ones(2, dtype=torch.int64),
         torch.ones(2).to_sparse(), torch.ones(2, device="meta"), 1j, np.array([0.0, 1.0]),
-    ),  # fmt: skip
-}
+    ),
+}  # fmt: skip
 
 
 def case(rng: Rng, world: World, folder: Path) -> Case:
