@@ -231,6 +231,15 @@ def test_folders_of_data_replace_no_manifest_of_others(two_manifests):
     assert len(mine.read_text().splitlines()) == 1
 
 
+def test_a_folder_of_results_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "x")
+    for place in (tmp_path / "link", tmp_path / "file", tmp_path / "file" / "out"):
+        for check in (check_report_place, check_study_place):
+            with pytest.raises(InputError, match="not a folder"):
+                check(place)
+
+
 def test_masks_and_a_cache_of_others_stay(two_manifests):
     folder = two_manifests
     (folder / "out-masks" / "a").mkdir(parents=True)
