@@ -15,7 +15,7 @@ from .world import World
 
 ODD: dict[tuple[str | int, ...], tuple[Any, ...]] = {
     ("subjects",): ([], {}, "a", [[]], [None]),
-    ("subjects", 0, "name"): ("", ".", "..", "a/b", "../x", "\0", " ", "b", "B", 5, "x" * 300),
+    ("subjects", 0, "name"): ("", ".", "..", "a/b", "../x", "\0", " ", "b", "B", "x" * 300),
     ("subjects", 0, "image"): ("missing.png", "", ".", "/dev/zero", "x" * 5000, "suite.yaml"),
     ("subjects", 0, "mask"): ("missing.png", "", ".", "suite.yaml"),
     ("subjects", 0, "box"): ([1, 2, 3], [9, 9, 3, 3], "a", [float("nan"), 0, 9, 9]),

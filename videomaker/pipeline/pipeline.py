@@ -25,7 +25,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from videomaker.compiled.graphs import Bucket, CompileReport, compile_pipeline
 from videomaker.compiled.sampler import Approximations
 from videomaker.errors import InputError, check_counts, check_number
-from videomaker.generation import GenerationDefaults
+from videomaker.generation import MAX_FRAMES, GenerationDefaults
 
 from . import checks
 from .inputs import TRAINED_FRAMES, Generators, Images, Inputs, Open, callback_names, fill_in
@@ -252,6 +252,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
             num_inference_steps=settings.num_inference_steps,
             num_videos_per_prompt=num_videos_per_prompt,
         )
+        if settings.num_frames > MAX_FRAMES:  # in windows there is no other end
+            raise InputError(f"num_frames is {settings.num_frames:,}; at most {MAX_FRAMES:,} are made at once")
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
         check_number("eta", eta, low=0)
         checks.refused_in_words(self.scheduler.set_timesteps, settings.num_inference_steps)
