@@ -159,7 +159,9 @@ def data_highlight(
 @data_app.command("sprites")
 def data_sprites(
     out: Annotated[Path, typer.Option(help="Folder for the videos, references, masks and manifest.jsonl.")],
-    clips: Annotated[int, typer.Option(min=1, help="How many; one in fifty is held out as 'val'.")] = 20_000,
+    clips: Annotated[
+        int, typer.Option(min=1, max=999_999, help="How many; one in fifty is held out as 'val'.")
+    ] = 20_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""
