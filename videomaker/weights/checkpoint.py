@@ -73,8 +73,8 @@ def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str,
         InputError: no such file, not a checkpoint, or something in it is not a tensor.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist; give a .safetensors or .bin file")
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+        raise InputError(f"checkpoint {str(path)[:200]} does not exist; give a .safetensors or .bin file")
     check_fetched(path)
     try:
         state: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
