@@ -64,6 +64,17 @@ def _is_watched(tensors: list[Tensor]) -> bool:
     )
 
 
+def is_readable(x: Tensor) -> bool:
+    """Whether a tensor's numbers are there to be looked at: no compiler, transform or mode stands before them."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or type(x) not in PLAIN
+    )
+
+
 def register_batching(operator: Any) -> None:
     """vmap of an operator: one call whose batch is the batch of all samples."""
 

@@ -274,6 +274,13 @@ class TestPlain:
         assert installed and all(is_spatial_self_attention(name) for name in installed)
         assert_equal(losses(lambda: denoise(unet, x), weights), usual, 2e-5)
 
+    @pytest.mark.parametrize("shift", [math.nan, math.inf, "0.5", True])
+    def test_a_shift_that_is_no_number_is_refused_at_once(self, shift: Any) -> None:
+        with pytest.raises(InputError, match="score_shift is"):
+            install_style_aligned(tiny_sdxl(), score_shift=shift)
+        with pytest.raises(InputError, match="bias is"):
+            ReferenceBank({"a": torch.zeros(1, 2, 3)}).read(num_frames=1, bias=shift)
+
     def test_what_is_no_such_unet_is_refused(self) -> None:
         with pytest.raises(InputError, match="no spatial self-attention"):
             install_attention(tiny.tiny_vae())

@@ -64,3 +64,8 @@ def test_commands_refuse_and_write_nothing(arguments, tmp_path, monkeypatch):
     assert code == 2
     assert text.startswith("error: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_more_clips_than_names_are_refused(tmp_path):
+    code, text = run("sprites", "--clips", 10**30, "--out", tmp_path / "out")
+    assert code == 2 and "--clips" in text and not (tmp_path / "out").exists()

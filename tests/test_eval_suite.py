@@ -215,7 +215,12 @@ def test_a_gif_round_trip_keeps_every_frame():
         ({"subjects": [{"name": "a", "image": "s0.png"}, {"name": "A", "image": "s0.png"}]}, "two subjects"),
         ({"prompts": []}, "prompts should be"),
         ({"prompts": "objects"}, "is for the class ''"),
+        ({"subjects": [{"name": "a", "image": "s0.png", "box": [9, 9, 3, 3]}]}, "should be [x1, y1, x2, y2]"),
+        ({"subjects": [{"name": "a", "image": "s0.png", "box": [float("nan"), 0, 9, 9]}]}, "[x1, y1, x2, y2]"),
+        ({"subjects": [{"name": "a", "image": "s0.png", "class": {"a": 1}}]}, "should be a word such as dog"),
+        ({"prompts": ["x" * 10_001]}, "give at most 10,000"),
         ({"seeds": [-1]}, "should be a number from 0"),
+        ({"seeds": None}, "seeds should be a list"),
         ({"steps": 3}, "has 'steps', which is not one of"),
     ],
 )

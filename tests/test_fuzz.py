@@ -94,9 +94,9 @@ def test_bytes_as_anything(tmp_path):
 
 
 def test_the_first_cases_of_the_large_fuzz(tmp_path):
-    """Three of each of its thirteen kinds, in children with limits."""
+    """Two of each of its nineteen kinds, in children with limits."""
     script = Path(__file__).parents[1] / "bench" / "fuzz_inputs.py"
-    words = ["--count", "39", "--seed", "12", "--jobs", "1", "--out", str(tmp_path)]
+    words = ["--count", "38", "--seed", "12", "--jobs", "1", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-P", str(script), *words], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["cases"] == 39
+    assert json.loads(done.stdout.splitlines()[-1])["cases"] == 38

@@ -26,7 +26,7 @@ from videomaker.cli import app
 from videomaker.jobs.negatives import NEGATIVE_PRESETS, negative_prompt
 from videomaker.jobs.parts import fuse_loras, load_adapter, load_vae, split_lora
 from videomaker.jobs.prepare import load_pipeline
-from videomaker.jobs.request import ModelSpec
+from videomaker.jobs.request import ModelSpec, check_prompt, check_text
 from videomaker.weights import load_into
 from videomaker.weights.single_file import clip_tokenizer, load_base, load_motion_adapter
 from videomaker.weights.sources import pin, variant_of
@@ -204,7 +204,7 @@ def test_loras_are_added_into_the_weights(tmp_path):
         fuse_loras(pipe, (str(tmp_path / "bad.safetensors"),))
     broken = {key: value / 0 for key, value in load_file(tmp_path / "l.safetensors").items()}
     save_file(broken, tmp_path / "inf.safetensors")
-    with pytest.raises(InputError, match="2 of its tensors are not finite"):
+    with pytest.raises(InputError, match="2 of its tensors hold numbers that no LoRA has"):
         fuse_loras(pipe, (str(tmp_path / "inf.safetensors"),))
 
 
@@ -228,6 +228,19 @@ def test_negative_prompts_by_name(tmp_path):
     code, output, record = generate(tmp_path, "--model", model, "--negative-preset", "objects")
     assert code == 0, output
     assert record["settings"]["negative_prompt"] == NEGATIVE_PRESETS["objects"]
+
+
+def test_a_negative_prompt_may_say_nothing(tmp_path):
+    model = tmp_path / "model"
+    tiny_pipeline().save_pretrained(model)
+    code, output, record = generate(tmp_path, "--model", model, "--negative-prompt", " ")
+    assert code == 0, output
+    assert record["settings"]["negative_prompt"] == " "
+    for text, words in {"a\x07": "control character", "x" * 10_001: "at most 10,000", "\udcff": "not UTF-8"}.items():
+        with pytest.raises(InputError, match=words):
+            check_text(text)
+    with pytest.raises(InputError, match="a prompt is empty"):
+        check_prompt(" ")
 
 
 def test_one_unknown_tensor_is_a_warning_with_its_name(caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ from videomaker.train.export import _export_partial, _is_export
 
 from videomaker.cli import app
 from videomaker.compiled import artifacts
+from videomaker.data.cache import build_cache
+from videomaker.data.check import check_clean_place
+from videomaker.data.highlight import highlight_manifest
+from videomaker.data.index import build_manifest
 from videomaker.data.manifest import Clip, write_manifest
 from videomaker.data.manifest import check_place as check_manifest_place
+from videomaker.data.shards import write_shards
 from videomaker.errors import InputError
 from videomaker.evaluation.plan import Plan, write_plan
 from videomaker.evaluation.plan import check_place as check_report_place
@@ -22,6 +28,7 @@ from videomaker.evaluation.suite import Prompt, Subject, Suite
 from videomaker.files import atomic_directory, atomic_path, check_replaceable
 from videomaker.jobs.places import check_places
 from videomaker.jobs.request import Job
+from videomaker.sprites.dataset import write_dataset
 
 
 def job(path: Path) -> Job:
@@ -182,3 +189,64 @@ def test_an_export_of_weights_needs_its_own_name(tmp_path):
     (tmp_path / "weights.safetensors").touch()
     with pytest.raises(InputError, match="without its model card"):
         _export_partial(None, {}, tmp_path / "weights.safetensors", "bf16", "card")
+
+
+@pytest.fixture
+def two_manifests(tmp_path):
+    """One of two clips, another of a third; the third's video is there."""
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"x")
+    write_manifest(tmp_path / "mine.jsonl", [Clip(video="c.mp4", captions=["c"])])
+    write_manifest(tmp_path / "all.jsonl", [Clip(video=f"{name}.mp4", captions=[name]) for name in "ab"])
+    return tmp_path
+
+
+def test_a_manifest_of_other_clips_stays(two_manifests):
+    folder = two_manifests
+    with pytest.raises(InputError, match=r"of other clips, such as c\.mp4"):
+        check_clean_place(folder / "all.jsonl", folder / "mine.jsonl")
+    drafts = [({"id": name, "video": folder / f"{name}.mp4"}, name) for name in "ab"]
+    with pytest.raises(InputError, match=r"of other clips, such as c\.mp4"):
+        build_manifest((drafts, Counter()), folder / "mine.jsonl")
+    with pytest.raises(InputError, match=r"of other clips, such as c\.mp4"):
+        highlight_manifest(folder / "all.jsonl", folder / "mine.jsonl", None, None, prompt="dog")
+    write_manifest(folder / "clean.jsonl", [Clip(video="a.mp4", captions=["a"])])
+    check_clean_place(folder / "all.jsonl", folder / "clean.jsonl")  # what an earlier call left
+    (folder / "c.mp4").unlink()
+    check_clean_place(folder / "all.jsonl", folder / "mine.jsonl")  # nothing is lost
+
+
+def test_folders_of_data_replace_no_manifest_of_others(two_manifests):
+    folder = two_manifests / "out"
+    folder.mkdir()
+    mine = folder / "manifest.jsonl"
+    write_manifest(mine, [Clip(video="c.mp4", captions=["c"])])
+    for write in (lambda: write_dataset(folder, clips=1), lambda: write_shards(two_manifests / "all.jsonl", folder)):
+        with pytest.raises(InputError, match="not of this command"):
+            write()
+    assert "c.mp4" in mine.read_text() and list(folder.iterdir()) == [mine]
+    mine.unlink()
+    for clips in (2, 1):  # its own is replaced
+        write_dataset(folder, clips=clips)
+    assert len(mine.read_text().splitlines()) == 1
+
+
+def test_a_folder_of_results_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "x")
+    for place in (tmp_path / "link", tmp_path / "file", tmp_path / "file" / "out"):
+        for check in (check_report_place, check_study_place):
+            with pytest.raises(InputError, match="not a folder"):
+                check(place)
+
+
+def test_masks_and_a_cache_of_others_stay(two_manifests):
+    folder = two_manifests
+    (folder / "out-masks" / "a").mkdir(parents=True)
+    (folder / "out-masks" / "a" / "0.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="not this command's"):
+        highlight_manifest(folder / "all.jsonl", folder / "out.jsonl", None, None, prompt="dog")
+    (folder / "cache.json").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="not of this command"):
+        build_cache(None, None, folder)
+    assert (folder / "cache.json").read_text() == '{"mine": 1}'

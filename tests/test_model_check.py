@@ -9,16 +9,19 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_pipeline
+from tiny import tiny_motion_adapter, tiny_pipeline
 from videomaker.kernels.pisa.api import BACKENDS
 
+from videomaker import VideoMakerPipeline
 from videomaker.attention import PisaAttnProcessor
 from videomaker.errors import InputError
 from videomaker.jobs import model_check
+from videomaker.jobs.parts import load_adapter
 from videomaker.jobs.prepare import load_pipeline, resolve_model
 from videomaker.jobs.request import ModelSpec
-from videomaker.model_files import _check_numbers, _check_sizes, safetensors_header
+from videomaker.model_files import _check_sizes, check_numbers, safetensors_header
 
 
 def write(path, tensors: dict, size: int):
@@ -43,8 +46,8 @@ def test_the_header_of_a_file_is_read_and_damage_told(tmp_path):
 def test_weights_that_are_no_floating_numbers(tmp_path, kind):
     about = {"dtype": kind, "shape": [1], "data_offsets": [0, 4]}
     with pytest.raises(InputError, match=r"holds a\.weight as"):
-        _check_numbers(tmp_path / "model.safetensors", {"a.weight": about})
-    _check_numbers(tmp_path / "model.safetensors", {"text_model.position_ids": {**about, "dtype": "I64"}})
+        check_numbers(tmp_path / "model.safetensors", {"a.weight": about})
+    check_numbers(tmp_path / "model.safetensors", {"text_model.position_ids": {**about, "dtype": "I64"}})
 
 
 def test_sizes_that_no_model_has(tmp_path):
@@ -133,6 +136,29 @@ def zeros(file: str):
     return lambda folder: save_file({name: 0 * x for name, x in load_file(folder / file).items()}, folder / file)
 
 
+def number(file: str, name: str, value: float):
+    """Damage: one number of a tensor is another, as a changed byte may make it."""
+
+    def change(folder):
+        tensors = load_file(folder / file)
+        tensors[next(key for key in tensors if name in key)].view(-1)[-1] = value
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+
+    return change
+
+
+def fewer_tokens(folder):
+    """Damage: the tokenizer of another model, whose tokens are all known to the text encoder."""
+    file = folder / "tokenizer" / "tokenizer.json"
+    document = json.loads(file.read_text())
+    vocabulary = document["model"]["vocab"]
+    document["model"]["vocab"] = {token: i for token, i in vocabulary.items() if not 400 <= i < 500}
+    file.write_text(json.dumps(document))
+
+
+UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -145,7 +171,15 @@ def zeros(file: str):
         (says("vae/config.json", scaling_factor=float("nan")), "scaling_factor 'nan'"),
         (says("vae/config.json", shift_factor=0.1), "of another family"),
         (zeros("text_encoder/model.safetensors"), "only zeros in its text_encoder"),
-        (zeros("unet/diffusion_pytorch_model.safetensors"), "only zeros in its unet"),
+        (zeros(UNET), "only zeros in its unet"),
+        (says("text_encoder/config.json", num_hidden_layers=1), "16 of 36 tensors have no place"),
+        (says("unet/config.json", use_motion_mid_block=False), "have no place in what its config.json says"),
+        (says("vae/config.json", mid_block_add_attention=False), "have no place in what its config.json says"),
+        (fewer_tokens, "tokenizer of 414 tokens for a text encoder of 514"),
+        (number(UNET, "attn1.to_q", 1e30), "or that no model has"),
+        (number(UNET, "pos_embed.pe", float("nan")), "are not finite"),
+        (number(VAE, "encoder.conv_in.weight", -1e20), "or that no model has"),
+        (number("text_encoder/model.safetensors", "fc1.bias", float("inf")), "are not finite"),
     ],
 )
 def test_damage_is_told_before_the_work(folder, tmp_path, damage, words):
@@ -159,3 +193,51 @@ def test_a_whole_model_is_tried_and_keeps_its_kernels(folder):
     pipe = load_pipeline(resolve_model(ModelSpec(source=str(folder))))
     processors = [kind for kind in pipe.unet.attn_processors.values() if isinstance(kind, PisaAttnProcessor)]
     assert processors and {kind.backend for kind in processors} == {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("part", "layer"),
+    [
+        ("UNet", lambda pipe: pipe.unet.conv_out),
+        ("VAE", lambda pipe: pipe.vae.decoder.conv_out),
+        ("VAE's encoder", lambda pipe: pipe.vae.encoder.conv_out),
+        ("text encoder", lambda pipe: getattr(pipe.text_encoder, "text_model", pipe.text_encoder).final_layer_norm),
+    ],
+)
+def test_numbers_that_overflow_together_are_found_by_trying(part, layer):
+    pipe = tiny_pipeline()
+    layer(pipe).weight.data.fill_(3e38)
+    with pytest.raises(InputError, match=f"numbers of its {part} overflow in torch.float32"):
+        model_check.try_out(pipe, "m")
+    assert any(isinstance(kind, PisaAttnProcessor) for kind in pipe.unet.attn_processors.values())
+
+
+def test_one_tensor_without_a_place_is_a_warning_with_its_name(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "model")
+    files = (UNET, VAE, "text_encoder/model.safetensors")
+    for file in files:
+        path = tmp_path / "model" / file
+        save_file({**load_file(path), "some.counter": torch.ones(1)}, path, metadata={"format": "pt"})
+    VideoMakerPipeline.from_pretrained(tmp_path / "model")
+    told = [record.message for record in caplog.records if "some.counter" in record.message]
+    assert len([x for x in told if "config.json has no place" in x]) == len(files)
+
+
+def test_names_of_an_old_vae_have_their_place(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(tmp_path / "model" / VAE)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    assert any(".proj_attn." in key for key in tensors)
+    save_file(tensors, tmp_path / "model" / VAE, metadata={"format": "pt"})
+    load_pipeline(resolve_model(ModelSpec(source=str(tmp_path / "model"))))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_motion_adapter_configured_with_less_than_its_file_holds(tmp_path, safe):
+    tiny_motion_adapter().save_pretrained(tmp_path, safe_serialization=safe)
+    load_adapter(str(tmp_path), torch.float32)
+    says("config.json", use_motion_mid_block=False)(tmp_path)
+    with pytest.raises(InputError, match=r"26 of 189 tensors have no place .* such as mid_block\.motion_modules"):
+        load_adapter(str(tmp_path), torch.float32)

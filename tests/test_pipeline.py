@@ -158,6 +158,8 @@ def test_reference_latents_in_place_of_pictures():
         run(pipe, "a fox", picture(), reference_image_embeds=latents)
     with pytest.raises(InputError, match="reference_image_embeds has shape"):
         run(pipe, "a fox", reference_image_embeds=latents[:, :, 0])
+    with pytest.raises(InputError, match="reference_image 0"):  # a batch of batches
+        run(pipe, "a fox", torch.zeros(1, 1, 3, 8, 8))
 
 
 def test_prompt_embeds_equal_prompts():

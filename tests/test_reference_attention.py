@@ -69,6 +69,20 @@ def gradients(attend, tensors: list[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.sin().sum(), tensors)]
 
 
+def test_numbers_of_a_bias_are_looked_at_where_they_are_there() -> None:
+    """Not while compiling or in a transform, where the call still works; -inf leaves the reference out."""
+    tensors, bias = [x.detach() for x in inputs()], torch.tensor([0.5, -math.inf])
+
+    def attend(bias: Tensor) -> Tensor:
+        return reference_attention(*tensors, num_frames=F, reference_bias=bias)
+
+    right = attend(bias)
+    assert right.isfinite().all()
+    torch.testing.assert_close(torch.compile(attend, fullgraph=True, backend="aot_eager")(bias), right)
+    each = torch.func.vmap(attend)(torch.stack([bias, bias + 1]))
+    torch.testing.assert_close(each[0], right)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "triton"])
 @pytest.mark.parametrize("ref_batch", [1, B])
 def test_gradients_of_each_sample(backend: str, ref_batch: int) -> None:
@@ -159,6 +173,11 @@ WRONG = {
     "use_reference must be bool of shape [2]": {"use_reference": torch.ones(2)},
     "reference_bias must be [], [2] or [2, 2]": {"reference_bias": torch.zeros(3)},
     "reference_bias must be finite": {"reference_bias": math.nan},
+    "to leave the reference out, got [0.0, inf]": {"reference_bias": torch.tensor([0.0, math.inf])},
+    "to leave the reference out, got [[nan, 1.0], [2.0, 3.0]]": {
+        "reference_bias": torch.tensor([[math.nan, 1.0], [2.0, 3.0]])
+    },
+    "reference_bias must be a number or a tensor": {"reference_bias": [0.0]},
     "reference_bias has no gradient": {"reference_bias": torch.zeros(2, requires_grad=True)},
     "scale must be positive": {"scale": 0.0},
 }

@@ -111,6 +111,16 @@ def test_what_cannot_sign_is_refused_at_the_start(tmp_path):
     assert refused.exit_code == 2 and "go together" in refused.stderr
 
 
+def test_trust_that_is_none(tmp_path):
+    video, trust = tmp_path / "a.mp4", tmp_path / "trust.pem"
+    video.write_bytes(b"x")
+    with pytest.raises(InputError, match="does not exist"):
+        provenance.verify(video, trust)
+    trust.write_text("no certificate")
+    with pytest.raises(InputError, match="holds no certificates"):
+        provenance.verify(video, trust)
+
+
 def test_a_video_that_cannot_be_signed_fails_in_words_and_leaves_no_file(tmp_path, monkeypatch):
     state, _ = signing_state(tmp_path)
     assert state.credentials is not None

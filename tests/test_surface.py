@@ -259,6 +259,7 @@ def test_skipped_layers_change_the_numbers():
         ({"generator": (torch.Generator(),)}, "generator is a tuple"),
         ({"latents": torch.zeros(1, 4, 2, 8, 8)}, "latents has shape"),
         ({"num_frames": 2.5}, "num_frames is 2.5"),
+        ({"num_frames": 10_001}, "at most 10,000 are made at once"),
         ({"width": 17}, "width is 17"),
         ({"reference_image_embeds": torch.full((1, 4, 1, 8, 8), float("nan"))}, "not finite"),
         ({"decode_chunk_size": 0}, "decode_chunk_size is 0"),

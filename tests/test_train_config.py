@@ -64,6 +64,13 @@ def test_an_unknown_preset_names_the_nearest():
         load_config("paper-humans")
 
 
+@pytest.mark.parametrize(("suffix", "end"), [("", "sprites"), (".yaml", ".yaml'")])
+def test_an_error_is_a_line_whatever_its_name_is(suffix, end, capsys):
+    assert main(["--config", "a" * 5000 + suffix, "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert len(told) < 500 and told.startswith("error: ") and told.rstrip().endswith(end)
+
+
 def test_a_batch_that_does_not_fit_the_devices_is_refused():
     with pytest.raises(InputError, match="batch_size=4 does not fit 3 devices"):
         TrainConfig(batch_size=4).accumulation(3)

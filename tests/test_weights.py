@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tiny import tiny_pipeline, tiny_unet
 
 from videomaker import InputError
 from videomaker.attention import trainable_names
-from videomaker.weights import load_into, read_state_dict, save_partial
+from videomaker.weights import checkpoint, load_into, read_state_dict, save_partial
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,13 @@ def test_missing_file_and_non_tensor_values(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "list.bin")
     with pytest.raises(InputError, match="holds a list"):
         read_state_dict(tmp_path / "list.bin")
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(OSError, match=r"cannot be written: .* No space left"):
+        save_partial({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from videomaker.train.config import TrainConfig
 
 
+_LONGEST = 480  # characters of an error: a name of thousands would push the remedy off the screen
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line: a configuration, overrides, and what the launcher adds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,7 +107,9 @@ def _quiet() -> None:
 
 
 def _fail(error: BaseException, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    message = " ".join(str(error).split())
+    message = message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 
 

@@ -1,4 +1,12 @@
-"""The one exception that means: the user's input is wrong."""
+"""The one exception that means: the user's input is wrong; and the checks of a number that every room makes."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+MAX_COUNT = 2**31
 
 
 class InputError(ValueError):
@@ -6,3 +14,19 @@ class InputError(ValueError):
 
     The command line prints the message and exits with code 2; library callers can catch it as a `ValueError`.
     """
+
+
+def check_counts(*, least: int = 1, **counts: Any) -> None:
+    """Refuses what is not a whole number from `least`."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name} is {value!r}; it must be a whole number")
+        if not least <= value < MAX_COUNT:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+
+
+def check_number(name: str, value: Any, *, low: float = -math.inf) -> None:
+    """Refuses what is no finite number from `low` up."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < low:
+        bound = "" if low == -math.inf else f" from {low:g}"
+        raise InputError(f"{name} is {value!r}; it must be a finite number{bound}")

@@ -228,10 +228,11 @@ def check_results_folder(out: Path, names: Iterable[str], is_ours: Callable[[Pat
         is_ours: whether such files in `out` are of earlier results of the command.
 
     Raises:
-        InputError: `out` is no folder, or holds such files of others.
+        InputError: `out` is no folder or cannot be written, or holds such files of others.
     """
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():
         raise InputError(f"{out} is not a folder: give another --out")
+    check_writable(out)
     there = next((name for name in names if (out / name).exists()), None)
     if there and not is_ours(out):
         raise InputError(f"{out / there} is not of this command and would be replaced: give another --out")

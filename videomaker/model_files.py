@@ -50,7 +50,7 @@ def _check_part(folder: Path, config: str) -> None:
         if file.suffix in _WEIGHTS:
             check_fetched(file)
         if file.suffix == ".safetensors":
-            _check_numbers(file, safetensors_header(file))
+            check_numbers(file, safetensors_header(file))
     if (folder / config).exists():
         values = read_json(folder / config)
         _check_sizes(folder / config, values)
@@ -59,7 +59,7 @@ def _check_part(folder: Path, config: str) -> None:
     elif folder.name != "tokenizer":
         raise InputError(f"model {folder.parent} cannot be loaded: it has no {folder.name}/{config}")
     if folder.name == "tokenizer":
-        _check_tokenizer(folder)
+        check_tokenizer(folder)
 
 
 def _check_sizes(file: Path, config: dict) -> None:
@@ -71,13 +71,17 @@ def _check_sizes(file: Path, config: dict) -> None:
             raise InputError(f"{file}: {name} is {str(value)[:60]}, which no model has: fetch the file again")
 
 
-def _check_tokenizer(folder: Path) -> None:
-    """Without its vocabulary a tokenizer loads in silence, and knows no word."""
+def check_tokenizer(folder: Path) -> None:
+    """Refuses a tokenizer's folder without its vocabulary, which loads in silence and knows no word.
+
+    Raises:
+        InputError: it is absent, or no JSON.
+    """
     one, two = (folder / "tokenizer.json").is_file(), (folder / "vocab.json").is_file()
     if not one and not (two and (folder / "merges.txt").is_file()):
         raise InputError(
-            f"model {folder.parent} cannot be loaded: {folder.name}/ has neither tokenizer.json nor vocab.json with "
-            "merges.txt, so no prompt would be read; fetch the whole folder again"
+            f"{folder} has neither tokenizer.json nor vocab.json with "
+            "merges.txt, so no prompt would be read: fetch the whole folder again"
         )
     for name in ("tokenizer.json", "vocab.json", "special_tokens_map.json"):
         if (folder / name).exists():
@@ -119,8 +123,18 @@ def safetensors_header(file: Path) -> dict[str, dict]:
     return tensors
 
 
-def _check_numbers(file: Path, tensors: dict[str, dict]) -> None:
-    """A loader would cast whatever it finds; whole numbers are weights that were quantised, without their scales."""
+def check_numbers(file: Path, tensors: dict[str, dict]) -> None:
+    """Refuses weights that are no floating numbers, of which a loader casts whatever it finds.
+
+    Whole numbers are weights that were quantised, without their scales.
+
+    Args:
+        file: a safetensors file; one of a variant may be for another program.
+        tensors: its header.
+
+    Raises:
+        InputError: with the first such tensor.
+    """
     if "." in file.stem:  # of a variant, which may be for another program
         return
     for name, about in tensors.items():

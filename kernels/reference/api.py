@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..pisa.api import (
     validate_layout,
     validate_tensor,
 )
-from ..transforms import refuse_forward_mode
+from ..transforms import is_readable, refuse_forward_mode
 from .naive import reference_naive
 
 # Published forward rates on an H100, D = 128, long sequences: FlashAttention-3 638 and cuDNN 609-671 TFLOP/s against
@@ -50,7 +51,9 @@ def reference_attention(
         num_frames: F, at least 1.
         use_reference: bool `[B]`; where False the reference is left out, as if M were 0 (guidance's half without it).
         reference_bias: added to the scores of the reference, after the scale: a number, or a tensor `[]`, `[B]` or
-            `[B, H]` without gradient. `log(s)` makes the reference count s times; -inf leaves it out.
+            `[B, H]` without gradient. `log(s)` makes the reference count s times; -inf leaves it out. NaN and +inf
+            are refused in a number and in a tensor on a CPU; on a GPU, and while compiling, a tensor's numbers are not
+            looked at, since each call would wait for the device: they give NaN.
         scale: multiplies the scores; `D ** -0.5` when None.
         backend: `"auto"` (Triton on a supported GPU, but `"sdpa"` where torch's own kernels are faster by published
             figures; elsewhere `"sdpa"`), `"naive"`, `"sdpa"` or `"triton"`.
@@ -113,11 +116,10 @@ def _score_bias(q: Tensor, use_reference: Tensor | None, reference_bias: float |
         bias = bias.unsqueeze(-1) if bias.ndim == 1 else bias
         bias = bias.expand(batch, heads)
     else:
-        if reference_bias is not None and not hasattr(reference_bias, "__float__"):
-            raise ValueError(f"reference_bias must be a number or a tensor, got {reference_bias!r}")
+        if not isinstance(reference_bias, Real | None):
+            raise ValueError(f"reference_bias must be a number or a tensor, got {str(reference_bias)[:60]!r}")
         value = 0.0 if reference_bias is None else float(reference_bias)
-        if math.isnan(value) or value == math.inf:
-            raise ValueError(f"reference_bias must be finite, or -inf to leave the reference out, got {value}")
+        _refuse_bias(value, value)
         bias = torch.full((batch, heads), value, dtype=dtype, device=q.device)
     if use_reference is None:
         return bias
@@ -136,12 +138,20 @@ def _validated_bias(q: Tensor, bias: Tensor) -> Tensor:
     batch, _, heads, _ = q.shape
     if tuple(bias.shape) not in ((), (batch,), (batch, heads)):
         raise ValueError(f"reference_bias must be [], [{batch}] or [{batch}, {heads}], got {list(bias.shape)}")
-    if not bias.is_floating_point():
-        raise ValueError(f"reference_bias must be floating, got {bias.dtype}")
+    if not bias.is_floating_point() or bias.layout != torch.strided:
+        raise ValueError(f"reference_bias must be floating and dense, got {bias.dtype}, {bias.layout}")
     if bias.requires_grad and torch.is_grad_enabled():
         raise ValueError("reference_bias has no gradient here: detach() it, or add it to the scores yourself")
     _same_device("reference_bias", bias, q)
+    if bias.device.type == "cpu" and is_readable(bias):
+        _refuse_bias(bias.max().item(), bias.tolist())
     return bias
+
+
+def _refuse_bias(largest: float, shown: object) -> None:
+    """The largest of numbers tells: a NaN among them is their maximum."""
+    if not largest < math.inf:
+        raise ValueError(f"reference_bias must be finite, or -inf to leave the reference out, got {str(shown)[:60]}")
 
 
 def _same_device(name: str, x: Tensor, q: Tensor) -> None:

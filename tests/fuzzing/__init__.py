@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "pictures", "prompts", "values", "outputs", "records", "weights", "folders", "manifests", "videos",
-    "configurations", "commands", "attention", "calls",
+    "configurations", "commands", "attention", "calls", "places", "numbers", "suites", "parts",
+    "surface", "surroundings",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from videomaker.kernels import pisa_attention, reference_attention
 
@@ -21,8 +22,12 @@ BAD_SCALARS: dict[str, tuple[Any, ...]] = {
 }
 BAD_REFERENCE = {
     "use_reference": ([True], torch.ones(3, dtype=torch.bool), torch.ones(2), torch.ones(2, 2, dtype=torch.bool), "x"),
-    "reference_bias": (float("nan"), "x", torch.ones(3), torch.ones(2, 9), [0.0]),
-}
+    "reference_bias": (
+        float("nan"), float("inf"), "x", torch.ones(3), torch.ones(2, 9), [0.0], torch.tensor(float("inf")),
+        torch.full((2,), float("nan")), torch.tensor([0.0, float("inf")]), torch.ones(2, dtype=torch.int64),
+        torch.ones(2).to_sparse(), torch.ones(2, device="meta"), 1j, np.array([0.0, 1.0]),
+    ),
+}  # fmt: skip
 
 
 def case(rng: Rng, world: World, folder: Path) -> Case:

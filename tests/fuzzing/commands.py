@@ -45,7 +45,8 @@ def _mistyped(rng: Rng, world: World, folder: Path) -> Case:
         [*name, "--"], [*name, "\udcff"], [*name, option + "=" + "x" * 200, "--nope"], ["--nope", *name],
         ["", *name], [*name, "-", "-", "-", "-", "-"], [*name, "--help-me"],
     ))  # fmt: skip
-    words = [word for word in words if word is not None]
+    if name[0] in WORDS_ONLY and words[-1] not in ("--help-me", "--nope"):
+        words = [*words, "--nope"]  # or it would wait for requests
     return Case(f"{' '.join(words)[:60]!r}", words, "either" if words[-1] in ("--", option, "-") else "refused", ())
 
 

@@ -10,7 +10,8 @@ from .world import World
 # Option: good values, bad ones.
 NUMBERS = ("", "x", "1e400", "nan", "-1", "0x10", "1,5", "９", "½", "10" * 30, "--", "None", " ", "1 2", "+-1")
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "--steps": (("1", "2", " 3 "), ("0", "1.5", "10001", *NUMBERS)),
+    "--steps": (("1", "2", " 3 ", "1_0"),  # ten, as Python and pydantic write it
+         ("0", "1.5", "10001", *NUMBERS)),
     "--guidance": (("0", "1", "1.0", "7.5", "30", "1e2", "+2", " 2"), ("inf", "-0.1", "1e308", *NUMBERS)),
     "--width": (("32", "16", "48", "30", "34"), ("0", "31", "33", "4098", "1000000", "32.5", *NUMBERS)),
     "--height": (("32", "16", "48"), ("0", "31", "15", "5000", "1e3", *NUMBERS)),

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from videomaker.kernels import pisa_attention
 
-from .unet import LAYOUT, add_hook, is_spatial_self_attention, keep_from_others
+from .unet import LAYOUT, add_hook, check_backend, is_spatial_self_attention, keep_from_others
 
 
 class ReferenceLayout(NamedTuple):
@@ -181,7 +181,11 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
 
     Returns:
         The names of the changed `attn1` layers.
+
+    Raises:
+        InputError: there is no such backend.
     """
+    check_backend(backend)
     installed = []
     for name, module in unet.named_modules():
         if not isinstance(module, Attention) or "motion_modules" in name.split("."):
@@ -239,6 +243,7 @@ def _is_ours(processor: Any) -> bool:
 
 def set_pisa_backend(unet: UNetMotionModel, backend: str) -> None:
     """Chooses the backend of `pisa_attention` for every PISA layer of `unet`."""
+    check_backend(backend)
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, PisaAttnProcessor):
             module.processor.backend = backend

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 
 from videomaker.kernels import reference_attention
 
-from .unet import heads_of, install_processors, project_out, refuse_inputs
+from .unet import check_backend, heads_of, install_processors, project_out, refuse_inputs
 
 
 class PlainAttnProcessor:
@@ -47,6 +47,7 @@ def install_attention(unet: torch.nn.Module, *, backend: str = "auto") -> list[s
         The names of the changed `attn1` layers.
 
     Raises:
-        InputError: `unet` has no such layers, or ones with parts that these processors do not compute.
+        InputError: `unet` has no such layers, or ones with parts that these processors do not compute; no such backend.
     """
+    check_backend(backend)
     return install_processors(unet, lambda name: PlainAttnProcessor(backend))

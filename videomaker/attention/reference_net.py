@@ -11,10 +11,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from diffusers.models.attention_processor import Attention
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, check_counts
 from videomaker.kernels import reference_attention
 
-from .unet import BANK, heads_of, install_processors, project_out, refuse_inputs, spatial_self_attentions
+from .unet import (
+    BANK,
+    check_backend,
+    check_score_shift,
+    heads_of,
+    install_processors,
+    project_out,
+    refuse_inputs,
+    spatial_self_attentions,
+)
 
 States = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # hidden states [B, M, C], or their keys and values
 
@@ -47,8 +56,7 @@ class ReferenceBank:
 
     def write(self, *, num_references: int = 1) -> dict[str, Any]:
         """`cross_attention_kwargs` of the ReferenceNet's call of `B·num_references` rows; empties the bank."""
-        if num_references < 1:
-            raise InputError(f"num_references must be at least 1, got {num_references}")
+        check_counts(num_references=num_references)
         self.states = {}
         return {BANK: BankWriter(self.states, num_references)}
 
@@ -66,7 +74,12 @@ class ReferenceBank:
             use_reference: bool `[B]`, on the UNet's device: where False the video attends to itself alone (guidance's
                 unconditional half). B may be a multiple of the bank's: [all videos without text, all videos with it].
             bias: added to the scores of the reference; see `videomaker.kernels.reference_attention`.
+
+        Raises:
+            InputError: the bank is empty, `num_frames` is no count, or `bias` a number that cannot be added.
         """
+        check_counts(num_frames=num_frames)
+        check_score_shift("bias", bias)
         if not self.states:
             raise InputError("the bank is empty: call the ReferenceNet with cross_attention_kwargs=bank.write() first")
         return {BANK: BankReader(self.states, num_frames, use_reference, bias)}
@@ -152,8 +165,9 @@ def install_reference_attention(
         The names of the `attn1` layers that read.
 
     Raises:
-        InputError: `unet` has no such layers, or ones with parts that these processors do not compute.
+        InputError: `unet` has no such layers, or ones with parts that these processors do not compute; no such backend.
     """
+    check_backend(backend)
     if blocks not in ("full", "midup"):
         raise InputError(f"blocks must be 'full' or 'midup', got {blocks!r}")
 

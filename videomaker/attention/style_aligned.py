@@ -10,7 +10,15 @@ from diffusers.models.attention_processor import Attention
 from videomaker.errors import InputError
 from videomaker.kernels import reference_attention
 
-from .unet import STYLE, heads_of, install_processors, project_out, refuse_inputs
+from .unet import (
+    STYLE,
+    check_backend,
+    check_score_shift,
+    heads_of,
+    install_processors,
+    project_out,
+    refuse_inputs,
+)
 
 
 class SharedStyle(NamedTuple):
@@ -43,6 +51,7 @@ class StyleAlignedAttnProcessor:
         adain_values: bool = False,
         backend: str = "auto",
     ):
+        check_score_shift("score_shift", score_shift)
         self.score_shift = score_shift
         self.adain = (adain_queries, adain_keys, adain_values)
         self.backend = backend
@@ -109,8 +118,10 @@ def install_style_aligned(
         The names of the changed `attn1` layers.
 
     Raises:
-        InputError: `unet` has no such layers, or ones with parts that these processors do not compute.
+        InputError: `unet` has no such layers, or ones with parts that these processors do not compute; `score_shift`
+            is NaN or infinite; there is no such backend.
     """
+    check_backend(backend)
     options = {"adain_queries": adain_queries, "adain_keys": adain_keys, "adain_values": adain_values}
     return install_processors(
         unet, lambda name: StyleAlignedAttnProcessor(score_shift=score_shift, backend=backend, **options)

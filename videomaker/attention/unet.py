@@ -6,14 +6,17 @@ A keyword that says where the reference lies must not be lost, and must not be w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from inspect import signature
+from numbers import Real
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
 
 from videomaker.errors import InputError
+from videomaker.kernels.pisa.api import BACKENDS
 
 LAYOUT = "reference_layout"  # of PISA
 BANK = "reference_bank"  # of a ReferenceNet
@@ -100,6 +103,20 @@ def refuse_inputs(encoder_hidden_states: torch.Tensor | None, attention_mask: to
     """A self-attention without a mask is all that the processors here compute."""
     if encoder_hidden_states is not None or attention_mask is not None:
         raise InputError("a self-attention without a mask: got encoder_hidden_states or attention_mask, leave them out")
+
+
+def check_backend(backend: Any) -> None:
+    """Refuses an attention backend that there is nowhere."""
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"unknown attention backend {backend!r}: choose from auto, {', '.join(BACKENDS)}")
+
+
+def check_score_shift(name: str, value: Any) -> None:
+    """Refuses what cannot be added to scores; -inf leaves a reference out. A tensor is looked at when it is used."""
+    if value is None or isinstance(value, torch.Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not value < math.inf:
+        raise InputError(f"{name} is {value!r}; give a finite number, or -inf to leave the reference out")
 
 
 def _refuse_parts(name: str, attn: Attention) -> None:

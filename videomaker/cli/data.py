@@ -75,11 +75,10 @@ def data_check(
     """
     if sample and out:
         raise InputError("--out needs all clips looked at: leave out --sample")
-    from videomaker.data.check import check_manifest, load_tokenizer, write_clean
-    from videomaker.data.manifest import check_place
+    from videomaker.data.check import check_clean_place, check_manifest, load_tokenizer, write_clean
 
     if out:
-        check_place(out, source=manifest)
+        check_clean_place(manifest, out)
     report = check_manifest(manifest, tokenizer=tokenizer and load_tokenizer(tokenizer), sample=sample)
     if not report.num_clips:
         raise InputError(f"the manifest {manifest} is empty; write one JSON object per line")
@@ -175,7 +174,9 @@ def data_highlight(
 @data_app.command("sprites")
 def data_sprites(
     out: Annotated[Path, typer.Option(help="Folder for the videos, references, masks and manifest.jsonl.")],
-    clips: Annotated[int, typer.Option(min=1, help="How many; one in fifty is held out as 'val'.")] = 20_000,
+    clips: Annotated[
+        int, typer.Option(min=1, max=999_999, help="How many; one in fifty is held out as 'val'.")
+    ] = 20_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""

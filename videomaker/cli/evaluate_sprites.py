@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from videomaker.errors import check_number
+
 from .evaluate import evaluate_app
 from .terminal import console, print_table, quiet_libraries
 
@@ -26,7 +28,7 @@ def sprites(
         typer.Option(help="Creatures on white, on a background that is not the prompt's, or no reference at all."),
     ] = "white",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's")] = None,
 ) -> None:
     """Measure subject fidelity, motion and background where the truth is known: no pretrained network needed.
 
@@ -37,16 +39,16 @@ def sprites(
     quiet_libraries()
     from videomaker.evaluation.sprite_study import CREATURES, RESULTS, SHEET, check_place, study_sprites
     from videomaker.evaluation.sprites import SpriteSuite
-    from videomaker.jobs.defaults import generation_defaults, model_folder
+    from videomaker.jobs.defaults import PAPER_SETTINGS, generation_defaults, model_folder
     from videomaker.jobs.prepare import load_pipeline, resolve_model
     from videomaker.jobs.request import ModelSpec, parse_seeds
 
     seeds = parse_seeds(seed)
     check_place(out)
     settings, _ = generation_defaults(model_folder(model))
-    task = SpriteSuite(
-        clips, seeds[0], steps or settings.steps or 30, guidance or settings.guidance or 8.0, reference=reference
-    )
+    scale = next(x for x in (guidance, settings.guidance, PAPER_SETTINGS.guidance) if x is not None)
+    check_number("guidance", scale)
+    task = SpriteSuite(clips, seeds[0], steps or settings.steps or 30, scale, reference=reference)
     pipe = load_pipeline(resolve_model(ModelSpec(source=model, dtype="float32")))
     with console().status("Evaluating") as status:
         tell = lambda done, of: status.update(f"{done} of {of} videos")

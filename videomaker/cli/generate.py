@@ -103,10 +103,9 @@ def _refuse_other_options(context: typer.Context) -> None:
 def _check(jobs: list[Job], recipe: Recipe, sheet: Path | None, inputs: list[Path]) -> None:
     """Everything that can be known before the libraries load."""
     from videomaker.jobs import defaults, model_check, places
-    from videomaker.jobs.request import check_prompt
+    from videomaker.jobs.request import check_text
 
-    if recipe.settings.negative_prompt:
-        check_prompt(recipe.settings.negative_prompt)
+    check_text(recipe.settings.negative_prompt or "")
     places.check_references(jobs)
     places.check_places(jobs, recipe.output.format, sheet=sheet, inputs=inputs)
     model_check.check_model(recipe.model)

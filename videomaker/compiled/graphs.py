@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, check_counts
 
 from . import artifacts
 from .changes import Taken
@@ -44,6 +44,9 @@ class Bucket:
         batch: videos at once.
         num_references: pictures of each subject.
         guidance: whether the videos are guided (guidance above 1).
+
+    Raises:
+        InputError: a number is no count.
     """
 
     num_frames: int = 16
@@ -52,6 +55,10 @@ class Bucket:
     batch: int = 1
     num_references: int = 1
     guidance: bool = True
+
+    def __post_init__(self) -> None:
+        check_counts(num_frames=self.num_frames, height=self.height, width=self.width, batch=self.batch)
+        check_counts(least=0, num_references=self.num_references)
 
     def __str__(self) -> str:
         guidance = "guided" if self.guidance else "unguided"
@@ -238,8 +245,11 @@ def compile_pipeline(
         undeclared: `"eager"`, `"compile"` or `"error"`: what becomes of shapes outside the buckets.
 
     Raises:
-        InputError: the pipeline cannot be compiled.
+        InputError: the pipeline cannot be compiled, or `buckets` holds something else.
     """
+    buckets = list(buckets) if isinstance(buckets, Iterable) else [buckets]
+    if not all(isinstance(bucket, Bucket) for bucket in buckets):
+        raise InputError(f"buckets are {str(buckets)[:60]}; give a list of Bucket")
     start = time.perf_counter()
     found = "not given" if saved is None else artifacts.load(saved, pipe, mode)
     pipe.compiled = None  # what was compiled before does not rehearse

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin, UNetMotionModel
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, check_counts, check_number
 
 from .processors import TextStates, project_text
 
@@ -31,10 +31,10 @@ class Approximations:
     reuse_every: int = 1
 
     def __post_init__(self):
-        if not 0 <= self.guidance_until <= 1:
+        check_number("guidance_until", self.guidance_until, low=0)
+        check_counts(reuse_every=self.reuse_every)
+        if self.guidance_until > 1:
             raise InputError(f"guidance_until is {self.guidance_until}; it is a fraction of the steps, 0 to 1")
-        if self.reuse_every < 1:
-            raise InputError(f"reuse_every is {self.reuse_every}; it must be at least 1")
 
 
 class StaticSampler:

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel
 
 from videomaker.digests import blake2b_of_all
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_results_folder, read_json
 
 from .check import map_files
 from .dataset import DataConfig, decode_window
@@ -110,8 +110,9 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
         The number of clips cached, and the number of those that cannot be, by reason.
 
     Raises:
-        InputError: the manifest is wrong.
+        InputError: the manifest is wrong, or `out` holds a `cache.json` that is no cache's.
     """
+    check_results_folder(out, [INDEX], _is_ours)
     models = {"vae": encoders.vae, "text_encoder": encoders.text_encoder, "tokenizer": encoders.tokenizer}
     settings = cache_settings(config, **models, starts=starts)
     manifest = only_manifest(config)
@@ -128,6 +129,14 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
         temporary.write_text(json.dumps({"settings": settings, "entries": entries}))
     reasons = [entry["reason"] for entry in entries.values() if "reason" in entry]
     return len(entries) - len(reasons), dict(collections.Counter(reasons))
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a folder's `cache.json` is that of a cache."""
+    try:
+        return read_json(out / INDEX, max_bytes=2**32).keys() == {"settings", "entries"}
+    except InputError:
+        return False
 
 
 def open_cache(

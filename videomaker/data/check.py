@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from videomaker.digests import sha256
 from videomaker.errors import InputError
+from videomaker.model_files import check_tokenizer
 
 from .errors import ClipError
 from .inspection import find_problem, inspect_clip
 from .journal import Journal
-from .manifest import Clip, long_captions, parse_manifest, write_manifest
+from .manifest import Clip, check_place, long_captions, parse_manifest, video_files, write_manifest
 
 THREADS = 8  # FFmpeg works outside Python's lock, and network disks are slow to answer
 
@@ -118,19 +119,31 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give the folder `tokenizer` of a model in the diffusers format")
+    check_tokenizer(folder)
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def check_clean_place(source: Path, out: Path) -> None:
+    """Refuses a place for the usable clips of `source` where something would be lost, or paths would lead nowhere.
+
+    Raises:
+        InputError: `out` is in another folder, is `source`, no manifest, or a manifest of other clips.
+    """
+    if out.parent.resolve() != source.parent.resolve():
+        raise InputError(f"paths in {source} are relative to its folder: put {out.name} into {source.parent}")
+    clips = [clip for _, clip in parse_manifest(source) if isinstance(clip, Clip)]
+    check_place(out, source=source, videos=video_files(source, clips))
 
 
 def write_clean(report: CheckReport, source: Path, out: Path) -> None:
     """Writes the usable clips to a manifest beside `source`, to whose folder their paths are relative.
 
     Raises:
-        InputError: nothing is usable, or `out` is in another folder.
+        InputError: nothing is usable, or see `check_clean_place`.
     """
     if not report.good:
         raise InputError(f"{source} has no usable clip; {out} is not written")
-    if out.parent.resolve() != source.parent.resolve():
-        raise InputError(f"paths in {source} are relative to its folder: put {out.name} into {source.parent}")
+    check_clean_place(source, out)
     write_manifest(out, report.good)
 
 

@@ -21,13 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory
+from videomaker.files import atomic_directory, check_replaceable
 from videomaker.model_files import load_whole
 
 from .check import describe_counts
 from .dataset import spread_frames
-from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
-from .shards import claim, clip_file, reference_picture
+from .manifest import Clip, Reference, check_place, read_manifest, video_files, write_manifest
+from .shards import claim, clip_file, is_claimed, reference_picture
 from .sharing import WHOLE, Shard
 from .video import ClipError, open_video
 
@@ -121,8 +121,8 @@ def highlight_manifest(
         The number of clips written, and the number left out by reason.
 
     Raises:
-        InputError: the manifest is wrong, a clip says nothing to detect, `out` is elsewhere or has masks made
-            otherwise, or no clip is left.
+        InputError: the manifest is wrong, a clip says nothing to detect, `out` is elsewhere, a manifest of other
+            clips, or has masks made otherwise or by others, or no clip is left.
     """
     kept: list[Clip] = []
     dropped: collections.Counter[str] = collections.Counter()
@@ -173,9 +173,11 @@ def _results(
     settings = settings or HighlightSettings()
     if out.parent.resolve() != manifest.parent.resolve():
         raise InputError(f"paths in a manifest are relative to its folder: put {out.name} into {manifest.parent}")
-    check_place(out, source=manifest)
-    jobs = [(clip, _text(clip, prompt)) for clip in read_manifest(manifest)]
+    clips = read_manifest(manifest)
+    check_place(out, source=manifest, videos=video_files(manifest, clips))
+    jobs = [(clip, _text(clip, prompt)) for clip in clips]
     folder = _masks(out)
+    check_replaceable(folder, is_claimed)
     claim(folder, asdict(settings), "masks made with other thresholds")
     for clip, text in tqdm(shard.of(jobs), desc="highlighting", unit="clip", disable=None):
         result = _read_result(folder, clip, text)

@@ -127,8 +127,8 @@ def build_manifest(drafts: Drafts, out: Path, *, val_fraction: float = 0.0) -> t
     Raises:
         InputError: no clip can be used; nothing is written.
     """
-    check_place(out)
     clips, dropped = drafts[0], collections.Counter(drafts[1])
+    check_place(out, videos=(Path(fields["video"]).resolve() for fields, _ in clips))
     base, usable = out.resolve().parent, {}
     for (fields, source), info in zip(clips, map_files(_probe_draft, clips, "reading videos"), strict=True):
         if isinstance(info, ClipError):

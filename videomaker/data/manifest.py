@@ -123,11 +123,16 @@ def read_manifest(path: str | os.PathLike, *, split: str = "") -> list[Clip]:
     return chosen
 
 
-def check_place(path: Path, *, source: Path | None = None) -> None:
-    """Refuses to write a manifest over what is none, or over the one it is made from: to be called before the work.
+def check_place(path: Path, *, source: Path | None = None, videos: Iterable[Path] | None = None) -> None:
+    """Refuses to write a manifest over what is not to be lost: to be called before the work.
+
+    Args:
+        path: of the manifest.
+        source: the manifest that it is made from, which stays.
+        videos: the files (videos or shards) that it is made from; a manifest of others that are there stays.
 
     Raises:
-        InputError: with the reason.
+        InputError: with the reason; also where something lies that is no manifest.
     """
     if source is not None and path.exists() and path.samefile(source):
         raise InputError(f"{path} is the manifest that is read, which stays as it is: give --out another name")
@@ -140,6 +145,21 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
         first = None
     if first is None or isinstance(first[1], str):
         raise InputError(f"{path} is there and is no manifest: give another --out")
+    if videos is not None:
+        _check_lost(path, {os.path.normpath(video) for video in videos})
+
+
+def video_files(path: Path, clips: Iterable[Clip]) -> Iterator[Path]:
+    """The file of each clip of the manifest `path`: its video or the shard that holds it."""
+    root = path.parent.resolve()
+    return (root / (clip.shard or clip.video) for clip in clips)
+
+
+def _check_lost(path: Path, videos: set[str]) -> None:
+    clips = (clip for _, clip in parse_manifest(path) if isinstance(clip, Clip))
+    for file in video_files(path, clips):
+        if os.path.normpath(file) not in videos and file.exists():
+            raise InputError(f"{path} is a manifest of other clips, such as {file.name}: give another --out")
 
 
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:

@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from videomaker.digests import sha256
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_results_folder
 from videomaker.media import load_reference
 
 from .manifest import Clip, Reference, check_place, read_manifest, write_manifest
 from .reference import read_mask
 from .remote import ensure_local
 from .video import ClipError, Video, probe
+
+PLAN = "plan.json"  # how a folder's files were made
 
 
 def clip_file(root: Path, clip: Clip, name: str) -> Path | io.BytesIO:
@@ -107,6 +109,7 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
         InputError: the manifest is wrong, `out` holds shards of another one, or no clip can be used.
     """
     check_place(out / "manifest.jsonl", source=manifest)
+    check_results_folder(out, ["manifest.jsonl", "shard-000000.tar"], is_claimed)
     clips = read_manifest(manifest)
     plan = {"manifest": sha256(manifest.read_bytes()), "clips_per_shard": clips_per_shard}
     claim(out, plan, "shards of another manifest or size")
@@ -126,13 +129,18 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
     return len(packed), dict(dropped)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a folder says how its files were made: see `claim`."""
+    return (folder / PLAN).is_file()
+
+
 def claim(folder: Path, plan: dict[str, Any], otherwise: str) -> None:
     """Records how a folder's files are made, or makes sure that those there were made so.
 
     Raises:
         InputError: they were not; `otherwise` says what they are then.
     """
-    file = folder / "plan.json"
+    file = folder / PLAN
     if not file.exists():
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +11,7 @@ from typing import Any
 
 from videomaker.errors import InputError
 from videomaker.files import read_text
+from videomaker.jobs.request import check_prompt
 
 from .published import PROMPT_SETS, prompt_set
 
@@ -95,9 +97,7 @@ def read_suite(path: Path) -> Suite:
     names = [subject.name.casefold() for subject in subjects]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"suite {file}: two subjects are called {twice[0]!r}; results lie in folders of that name")
-    seeds = tuple(dict.fromkeys(_seed(seed, file) for seed in values.get("seeds", [42])))
-    if not seeds:
-        raise InputError(f"suite {file}: seeds is empty; leave it out for 42")
+    seeds = tuple(dict.fromkeys(_seed(seed, file) for seed in _list({"seeds": [42], **values}, "seeds", file)))
     prompts = {subject.name: _prompts_of(subject, values.get("prompts"), file) for subject in subjects}
     return Suite(subjects, prompts, seeds, _fps(values.get("fps", 8), file))
 
@@ -123,20 +123,28 @@ def _subject(entry: Any, file: Path) -> Subject:
         raise InputError(f"suite {file}: a subject's name {name!r} should be letters, digits, '-', '_' and blanks")
     if not isinstance(image, str):
         raise InputError(f"suite {file}: subject {name!r} needs an image")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+    if box is not None and not _is_box(box):
         raise InputError(f"suite {file}: the box of {name!r} should be [x1, y1, x2, y2], not {box!r}")
-    mask = entry.get("mask")
+    mask, kind = entry.get("mask"), entry.get("class") or ""
+    if not isinstance(kind, str):
+        raise InputError(f"suite {file}: the class of {name!r} should be a word such as dog, not {kind!r}")
     return Subject(
         name,
         _existing(file.parent / image, f"image of {name!r}"),
-        str(entry.get("class", "")),
+        kind,
         mask and _existing(file.parent / str(mask), f"mask of {name!r}"),
         (float(box[0]), float(box[1]), float(box[2]), float(box[3])) if box else None,
     )
 
 
+def _is_box(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))):
+        return False
+    return value[0] < value[2] and value[1] < value[3]
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _existing(path: Path, what: str) -> Path:
@@ -172,6 +180,8 @@ def _prompts_of(subject: Subject, given: Any, file: Path) -> tuple[Prompt, ...]:
             f"suite {file}: prompts should be a .txt file, one of {', '.join(PROMPT_SETS)}, a list of texts, or "
             "{class: one of these}"
         )
+    for prompt in prompts:
+        check_prompt(prompt.text)
     own = tuple(prompt for prompt in prompts if prompt.subject_kind in ("", subject.kind))
     if not own:
         raise InputError(f"suite {file}: no prompt of {source} is for the class {subject.kind!r} of {subject.name!r}")

@@ -13,7 +13,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
 
 from videomaker.errors import InputError
 from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
-from videomaker.weights import load_text_encoder
+from videomaker.weights import load_text_encoder, read_state_dict
+from videomaker.weights.checkpoint import is_usable
+from videomaker.weights.left_out import check_all_loaded
 from videomaker.weights.single_file import load_base, load_motion_adapter
 from videomaker.weights.single_file import load_vae as load_vae_file
 from videomaker.weights.sources import is_single_file, local_path, variant_of
@@ -58,7 +60,7 @@ def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
     folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise InputError(f"vae {source!r} is no folder with config.json and no single file")
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+    return _whole(AutoencoderKL, folder, dtype)
 
 
 def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
@@ -74,7 +76,14 @@ def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
         raise InputError(
             f"motion adapter {source!r} is not a folder in the diffusers format (with config.json), nor a single file"
         )
-    return MotionAdapter.from_pretrained(path, torch_dtype=dtype, variant=variant_of(path))
+    return _whole(MotionAdapter, path, dtype)
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A part of diffusers' with all that its file holds."""
+    part = kind.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+    check_all_loaded(part, folder)
+    return part
 
 
 def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -82,9 +91,8 @@ def _variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {}
     for name in ("unet", "vae"):
-        if variant := variant_of(folder / name):
-            kind = getattr(diffusers, index[name][1])
-            parts[name] = kind.from_pretrained(folder / name, torch_dtype=dtype, variant=variant)
+        if variant_of(folder / name):
+            parts[name] = _whole(getattr(diffusers, index[name][1]), folder / name, dtype)
     if variant := variant_of(folder / "text_encoder"):
         parts["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype=dtype, variant=variant)
     return parts
@@ -102,12 +110,13 @@ def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:
         path, scale = split_lora(text)
         name = f"lora_{number}"
         try:
+            _check_lora(path)
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
             loaded = {key: value for key, value in _adapted(pipe) if f".{name}." in key}
             if not loaded:
                 raise ValueError("none of its tensors belongs to this model")
-            if bad := [key for key, value in loaded.items() if not value.isfinite().all()]:
-                raise ValueError(f"{len(bad)} of its tensors are not finite, such as {bad[0]}")
+            if bad := [key for key, value in loaded.items() if not is_usable(value)]:
+                raise ValueError(f"{len(bad)} of its tensors hold numbers that no LoRA has, such as {bad[0]}")
             pipe.fuse_lora(components=["unet", "text_encoder"], lora_scale=scale, adapter_names=[name])
             pipe.unload_lora_weights()
         except Exception as error:  # each library in between has its own words for a file that does not fit
@@ -115,6 +124,13 @@ def fuse_loras(pipe: VideoMakerPipeline, loras: tuple[str, ...]) -> None:
             if isinstance(error, (IndexError, KeyError)):
                 reason = f"its tensors do not belong together ({reason})"
             raise InputError(f"LoRA {path} cannot be used: {reason}") from error
+
+
+def _check_lora(path: Path) -> None:
+    """peft casts whatever it finds."""
+    state = read_state_dict(path, strip=False)
+    if bad := [f"{name} of {value.dtype}" for name, value in state.items() if not value.is_floating_point()]:
+        raise ValueError(f"{len(bad)} of its tensors are no floating numbers, such as {bad[0]}")
 
 
 def _adapted(pipe: VideoMakerPipeline) -> list[tuple[str, torch.nn.Parameter]]:

@@ -19,7 +19,7 @@ from videomaker.weights.sources import pin
 
 from .defaults import generation_defaults, model_folder, resolve_output, resolve_settings
 from .finished import fingerprint
-from .model_check import check_model, check_nothing_left_out, check_parts, try_out
+from .model_check import check_model, check_parts, try_out
 from .parts import build_pipeline, fuse_loras
 from .record import component_digests
 from .request import Job, ModelSpec, Recipe
@@ -95,13 +95,11 @@ def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
         reason = f"{type(error).__name__} {reason}" if isinstance(error, KeyError) or not reason else reason
         raise InputError(f"model {spec.source!r} cannot be loaded: {reason}") from error
     check_parts(pipe, spec.source)
-    try_out(pipe, spec.source)
-    if spec.vae is None:
-        check_nothing_left_out(model_folder(spec.source), pipe, spec.source)
     if spec.weights is not None:
         report = pipe.load_videomaker_weights(spec.weights)
         logger.info("%s: %s", spec.weights, "; ".join(str(report).splitlines()))
     fuse_loras(pipe, spec.loras)
+    try_out(pipe, ", ".join([spec.source, *filter(None, [spec.weights]), *spec.loras]))
     if not pipe.config.use_pisa:
         logger.warning("model %s was made with use_pisa=False: its frames see no reference in attention", spec.source)
     pipe.set_progress_bar_config(disable=True)

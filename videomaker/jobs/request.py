@@ -207,7 +207,18 @@ def check_prompt(prompt: str) -> None:
     """Refuses what no text encoder reads.
 
     Raises:
-        InputError: the prompt says nothing, is not text in UTF-8, or is far too long.
+        InputError: the prompt says nothing, or see `check_text`.
+    """
+    check_text(prompt)
+    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+        raise InputError("a prompt is empty: describe what happens in the video")
+
+
+def check_text(prompt: str) -> None:
+    """Refuses what no text encoder reads in a text that may say nothing, as a negative prompt may.
+
+    Raises:
+        InputError: the text is not UTF-8, is far too long, or holds control characters.
     """
     if len(prompt) > MAX_PROMPT:
         raise InputError(f"prompt {prompt[:30]!r}… has {len(prompt):,} characters: give at most {MAX_PROMPT:,}")
@@ -215,8 +226,6 @@ def check_prompt(prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"prompt {prompt[:60]!r} is not UTF-8 text: type it again") from error
-    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
-        raise InputError("a prompt is empty: describe what happens in the video")
     if bad := next(
         (letter for letter in prompt if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), None
     ):

@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
-from videomaker.errors import InputError
-from videomaker.kernels.pisa.api import BACKENDS
+from videomaker.attention.unet import check_backend
+from videomaker.errors import MAX_COUNT, InputError, check_counts
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_MAX_VALUE = 2**31
 
 
 def check_modes(attention_backend: Any, **switches: Any) -> None:
     """Refuses what the pipeline cannot be made with, as a damaged `model_index.json` may say."""
-    if attention_backend not in ("auto", *BACKENDS):
-        raise InputError(f"unknown attention backend {attention_backend!r}: choose from auto, {', '.join(BACKENDS)}")
+    check_backend(attention_backend)
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}; it must be True or False")
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuses what is not a whole number from 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name} is {value!r}; it must be a whole number")
-        if not 1 <= value < _MAX_VALUE:
-            raise InputError(f"{name} is {value}; it must be at least 1")
 
 
 def check_sizes(factor: int, **sizes: Any) -> None:
     """Refuses sides in pixels that the VAE cannot make."""
     for name, value in sizes.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not 1 <= value < _MAX_VALUE or value % factor:
+        if not whole or not 1 <= value < MAX_COUNT or value % factor:
             raise InputError(f"{name} is {value!r}; it must be a positive multiple of {factor}")
-
-
-def check_number(name: str, value: Any, *, low: float = -math.inf) -> None:
-    """Refuses what is no finite number from `low`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < low:
-        bound = "" if low == -math.inf else f" from {low:g}"
-        raise InputError(f"{name} is {value!r}; it must be a finite number{bound}")
 
 
 def refused_in_words(check: Callable[..., Any], *arguments: Any) -> None:

@@ -12,9 +12,11 @@ from videomaker.errors import InputError
 from videomaker.generation import FILE, read_generation_defaults
 from videomaker.model_files import check_model_files
 from videomaker.weights import CoverageReport, load_into, load_text_encoder, read_state_dict
+from videomaker.weights.left_out import check_all_loaded
 
 from .parts import Parts
 
+_LOG = logging.get_logger(__name__)
 _DIFFUSERS_LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")
 
 # AnimateDiff's schedule for SD 1.5 (https://arxiv.org/abs/2307.04725), which the paper keeps.
@@ -38,11 +40,14 @@ class LoadingMixin(Parts):
         `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            InputError: a part of the folder is absent, was not fetched, or lacks tensors.
+            InputError: a part of the folder is absent, was not fetched, lacks tensors, or holds many that its
+                configuration has no place for.
         """
         folder = Path(pretrained_model_name_or_path)
         if (folder / "model_index.json").is_file():
             check_model_files(folder, given=kwargs.keys())
+        elif os.path.exists(folder):  # or it is a name of the hub's
+            raise InputError(f"{folder} has no model_index.json: give a model's folder, or a file to from_single_file")
         if "text_encoder" not in kwargs and (folder / "text_encoder").is_dir():
             kwargs["text_encoder"] = load_text_encoder(
                 folder / "text_encoder", dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
@@ -51,6 +56,10 @@ class LoadingMixin(Parts):
             _DIFFUSERS_LOG.info(told, type(kwargs["text_encoder"]).__name__, folder)
         _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        for part in ("unet", "vae"):
+            if part not in kwargs and getattr(pipe, part) is not None and (folder / part).is_dir():
+                check_all_loaded(getattr(pipe, part), folder / part)
+        _warn_of_other_tokenizer(pipe)
         _set_schedule(pipe, kwargs)
         pipe.generation_defaults = read_generation_defaults(folder)
         return pipe
@@ -107,6 +116,15 @@ def _load_adapter(options: dict[str, Any], dtype: Any = None) -> None:
             )
         dtypes = {} if dtype is None else {"torch_dtype": dtype}
         options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtypes)
+        check_all_loaded(options["motion_adapter"], Path(adapter))
+
+
+def _warn_of_other_tokenizer(pipe: AnimateDiffPipeline) -> None:
+    if pipe.tokenizer is None or pipe.text_encoder is None:
+        return
+    tokens, rows = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
+    if tokens != rows:
+        _LOG.warning("a tokenizer of %d tokens with a text encoder of %d: prompts may mean other words", tokens, rows)
 
 
 def _set_schedule(pipe: AnimateDiffPipeline, options: dict[str, Any]) -> None:

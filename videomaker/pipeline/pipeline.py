@@ -24,8 +24,8 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from videomaker.compiled.graphs import Bucket, CompileReport, compile_pipeline
 from videomaker.compiled.sampler import Approximations
-from videomaker.errors import InputError
-from videomaker.generation import GenerationDefaults
+from videomaker.errors import InputError, check_counts, check_number
+from videomaker.generation import MAX_FRAMES, GenerationDefaults
 
 from . import checks
 from .inputs import TRAINED_FRAMES, Generators, Images, Inputs, Open, callback_names, fill_in
@@ -247,13 +247,15 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
     ) -> None:
         prompt_embeds, negative_prompt_embeds = embeds
         checks.check_prompts(prompt, prompt_embeds)
-        checks.check_counts(
+        check_counts(
             num_frames=settings.num_frames,
             num_inference_steps=settings.num_inference_steps,
             num_videos_per_prompt=num_videos_per_prompt,
         )
+        if settings.num_frames > MAX_FRAMES:  # in windows there is no other end
+            raise InputError(f"num_frames is {settings.num_frames:,}; at most {MAX_FRAMES:,} are made at once")
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
-        checks.check_number("eta", eta, low=0)
+        check_number("eta", eta, low=0)
         checks.refused_in_words(self.scheduler.set_timesteps, settings.num_inference_steps)
         # Ours have been checked; diffusers' own check refuses sizes by 8 alone, and shapes that can be made to fit.
         checks.refused_in_words(

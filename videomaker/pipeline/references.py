@@ -34,7 +34,7 @@ def references_per_prompt(images: Any, batched: bool, num_prompts: int) -> list[
 def _unbatched(images: Any) -> Any:
     if isinstance(images, (list, tuple)):
         return [_unbatched(image) for image in images]
-    if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim >= 4:
+    if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4:
         return [_unbatched(image) for image in images]
     return images
 

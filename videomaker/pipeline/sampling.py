@@ -12,9 +12,9 @@ from videomaker.compiled.processors import prepare_unet
 from videomaker.compiled.sampler import Approximations, StaticSampler
 from videomaker.compiled.step import denoising_step
 from videomaker.denoising import guided_noise
-from videomaker.errors import InputError
+from videomaker.errors import InputError, check_number
 
-from .checks import check_number, check_tensor
+from .checks import check_tensor
 from .inputs import Generators
 from .parts import Parts
 from .windows import Windows

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, check_counts
 
 # (index of the step, latents, text, guidance) -> the guided prediction
 Predict = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -104,12 +104,14 @@ def plan_windows(
         if num_frames <= most and overlap is None:
             return None
         size = min(trained, most, num_frames)
+    check_counts(window_frames=size)
     if not 1 <= size <= most:
         raise InputError(
             f"window_frames is {size}; with {num_references} references the {limit} positions of the motion modules "
             f"take 1 to {most} frames"
         )
     overlap = size // 2 if overlap is None else overlap
+    check_counts(least=0, window_overlap=overlap)
     if not 0 <= overlap < size:
         raise InputError(f"window_overlap is {overlap}; windows of {size} frames overlap by 0 to {size - 1}")
     return Windows(num_frames, size, overlap) if num_frames > size else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from videomaker import __version__
 from videomaker.errors import InputError
+from videomaker.files import read_text
 
 if TYPE_CHECKING:
     import c2pa
@@ -119,15 +120,18 @@ def verify(path: Path, anchors: Path | None = None) -> Verdict | None:
         anchors: PEM of certificates that are trusted.
 
     Raises:
-        InputError: a file does not exist or is of a kind that carries no manifest.
+        InputError: a file does not exist or is of a kind that carries no manifest; `anchors` holds no certificates.
     """
     import c2pa  # late: as above
 
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a video")
-    trust = {} if anchors is None else {"trust": {"trust_anchors": _read(anchors, "--trust").decode()}}
+    trust = {} if anchors is None else {"trust": {"trust_anchors": read_text(anchors)}}
     verify_trust = {"verify": {"verify_trust": anchors is not None}}
-    context = c2pa.Context(c2pa.Settings.from_dict({**trust, **verify_trust}))
+    try:
+        context = c2pa.Context(c2pa.Settings.from_dict({**trust, **verify_trust}))
+    except c2pa.C2paError as error:
+        raise InputError(f"--trust {anchors} holds no certificates (PEM): {error}") from error
     try:
         with c2pa.Reader(path, context=context) as reader:
             return _verdict(reader)

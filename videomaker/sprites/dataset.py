@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from videomaker import media
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, check_results_folder
 
 from .world import (
     CANVAS,
@@ -23,6 +24,7 @@ from .world import (
     random_clip,
 )
 
+_NAME = re.compile(r"\d+-\d{6,}")  # SEED-NUMBER
 VAL_EVERY = 50  # every so many clips, one is held out; it shows a creature of the test split
 
 
@@ -31,15 +33,27 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
 
     A clip's content depends only on `seed` and its number. Its reference is the creature's portrait, mirrored or not,
     on a background of its own, with a mask; so the training can highlight the subject or leave the frame raw.
+
+    Raises:
+        InputError: `out` has a manifest of other clips.
     """
     from videomaker.data.manifest import write_manifest
 
+    check_results_folder(out, ["manifest.jsonl"], _is_ours)
     for folder in ("videos", "references", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     numbers = tqdm(range(clips), desc="sprites", unit="clip")
     lines = [_write_clip(out, number, np.random.default_rng([seed, number]), seed) for number in numbers]
     write_manifest(out / "manifest.jsonl", lines)
     return out / "manifest.jsonl"
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a folder's manifest lists clips as they are named here, and no other."""
+    from videomaker.data.manifest import Clip, parse_manifest
+
+    lines = [line for _, line in parse_manifest(out / "manifest.jsonl")]
+    return all(isinstance(x, Clip) and _NAME.fullmatch(x.id) and x.video == f"videos/{x.id}.mp4" for x in lines)
 
 
 def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):

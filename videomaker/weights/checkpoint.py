@@ -21,13 +21,16 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.model_files import check_fetched
 
+from .left_out import check_left_out, is_another_model
+
 # What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
 _PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
 # What wrappers put into names: torch.compile, FSDP, activation checkpointing; and PEFT around a layer with a LoRA.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
 _LORA = ("lora_", "hada_", "lokr_")
+_OTHER_HALF = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _MAX_LISTED = 3
-_MOST_UNKNOWN = 0.01  # of a checkpoint's tensors; more, and it belongs to another architecture
+_LARGEST = 1e6  # of a weight: a file in half precision holds up to 65,504, and trained ones stay far below
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +73,8 @@ def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str,
         InputError: no such file, not a checkpoint, or something in it is not a tensor.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist; give a .safetensors or .bin file")
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+        raise InputError(f"checkpoint {str(path)[:200]} does not exist; give a .safetensors or .bin file")
     check_fetched(path)
     try:
         state: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
@@ -128,7 +131,7 @@ def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -
             "load_lora_weights, or merge it before saving"
         )
     unknown = [name for name in state if name not in expected]
-    if len(unknown) > max(1, _MOST_UNKNOWN * len(state)) or len(unknown) == len(state) > 0:
+    if is_another_model(len(unknown), len(state)):
         raise InputError(
             f"the checkpoint has {len(unknown)} tensors that this UNet has not, such as {_listed(unknown)}; "
             "it belongs to another architecture"
@@ -165,17 +168,25 @@ def _is_lora(name: str) -> bool:
 
 
 def _check_values(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Refuses weights that are no floating numbers, or not finite in the model's precision."""
+    """Refuses weights that are no floating numbers, or not finite in the model's precision, or larger than any is."""
     state = {name: value for name, value in state.items() if name in expected}
     kinds = [f"{name} of {value.dtype}" for name, value in state.items() if _is_other_kind(value, expected[name])]
     if kinds:
         raise InputError(f"{len(kinds)} tensors are not floating numbers: {_listed(kinds)}; give weights that are")
-    bad = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
+    bad = [name for name, value in state.items() if not is_usable(value.to(expected[name].dtype))]
     if bad:
         raise InputError(
-            f"{len(bad)} tensors are not finite in {expected[bad[0]].dtype}: {_listed(bad)}; the training "
-            "that made them broke, or they need a wider dtype"
+            f"{len(bad)} tensors are not finite in {expected[bad[0]].dtype}, or hold numbers above {_LARGEST:,.0f}: "
+            f"{_listed(bad)}; the training that made them broke, the file is damaged, or they need a wider dtype"
         )
+
+
+def is_usable(value: torch.Tensor) -> bool:
+    """Whether all numbers of a weight are finite, and none so large that only changed bytes can make it."""
+    if not (value.numel() and value.is_floating_point()):
+        return True
+    low, high = value.detach().aminmax()  # NaN if one is
+    return bool(low >= -_LARGEST and high <= _LARGEST)
 
 
 def _is_other_kind(value: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -218,7 +229,7 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
     """transformers' `CLIPTextModel.from_pretrained`, which by itself fills tensors that the file lacks at random.
 
     Raises:
-        InputError: the file lacks tensors.
+        InputError: the file lacks tensors, or holds many that the configuration has no place for.
     """
     if variant := options.get("variant"):
         # As diffusers does for every other part: where a file of the variant is absent, the plain one is taken.
@@ -233,6 +244,9 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
         transformers_logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}: fetch the whole folder again")
+    # A whole CLIP holds the text encoder as well; its other half is left out on purpose.
+    unknown = [name for name in report["unexpected_keys"] if not name.startswith(_OTHER_HALF)]
+    check_left_out(Path(folder), unknown, len(text_encoder.state_dict()) + len(unknown))
     return text_encoder
 
 
@@ -250,14 +264,20 @@ def save_partial(
         path: the file to write.
         dtype: floating tensors are cast to it; `None` keeps theirs.
         metadata: strings for the file's header.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     tensors = {
         # clone: safetensors refuses tensors that share memory, such as views of one flat training buffer
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).clone().contiguous()
         for name, value in state.items()
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # a full disk, as an error of the library's own
+        raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
 def _listed(items: Iterable[str]) -> str:
