@@ -17,7 +17,8 @@ OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     ("data", "sprites", "--out=out"): {"--clips": COUNT, "--seed": (*WORDS, "1.5")},
     ("data", "shard", "MANIFEST", "--out=out"): {"--clips-per-shard": COUNT},
     ("data", "check", "MANIFEST"): {
-        "--sample": ("1.5", *(word for word in WORDS if word != "10" * 30)), "--out": ("MANIFEST", "", ".", "/dev/full", "/proc/x.jsonl", "../elsewhere.jsonl"),
+        "--sample": ("1.5", *(word for word in WORDS if word != "10" * 30)),
+        "--out": ("MANIFEST", "", ".", "/dev/full", "/proc/x.jsonl", "../elsewhere.jsonl"),
         "--tokenizer": ("missing", "", ".", "/dev/zero", "MANIFEST"),
     },
     ("data", "index", "--layout=folder", "--root=CLIPS", "--out=out.jsonl"): {

@@ -108,7 +108,9 @@ Steps = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance", min=0, help="Guidance scale; 1 is none.", show_default="8", rich_help_panel=VIDEO),
+    typer.Option(
+        "--guidance", min=0, max=1000, help="Guidance scale; 1 is none.", show_default="8", rich_help_panel=VIDEO
+    ),
 ]
 NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What the video should not show.", rich_help_panel=VIDEO)

@@ -57,7 +57,7 @@ class SettingsRecord(_Part):
     """`request.Settings`, with nothing left open."""
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    guidance: Annotated[float, Field(ge=0)]
+    guidance: Annotated[float, Field(ge=0, le=1000)]
     negative_prompt: Text
     width: Side
     height: Side
