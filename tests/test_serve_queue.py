@@ -222,4 +222,10 @@ def test_one_jobs_place_is_that_of_the_whole_list(queue):
     rows = listing.get_many(ids)
     together = listing.waits(rows.values())
     assert {id: listing.waits([row])[id] for id, row in rows.items()} == together
-    assert [(together[id].position, together[id].eta) for id in ids] == [(0, 2.0), (2, 7.5), (0, 5.0), (1, 8.0), (1, 6.0)]
+    assert [(together[id].position, together[id].eta) for id in ids] == [
+        (0, 2.0),
+        (2, 7.5),
+        (0, 5.0),
+        (1, 8.0),
+        (1, 6.0),
+    ]

@@ -14,9 +14,8 @@ import yaml
 from clips import write_clips
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
-from zero_worker import run_rank
-
 from videomaker.train.engine import free_port
+from zero_worker import run_rank
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
