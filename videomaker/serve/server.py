@@ -125,13 +125,11 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 def _tell_when_ready(state: State, start: float) -> None:
     """Once every model has a warm worker."""
-    pause = 0.1
     while not state.draining:
         if all(state.registry.is_ready(facts.workers) for facts in state.models.values()):
             print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
             return
-        time.sleep(pause)
-        pause = min(1.05 * pause, 1.0)  # a replica without workers may wait for long
+        time.sleep(0.1 if time.monotonic() - start < 60 else 2)  # a replica without workers may wait for long
 
 
 def show_config(config: ServeConfig) -> None:
