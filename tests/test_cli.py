@@ -227,7 +227,7 @@ def test_full_disk(model, reference, tmp_path):
         (("--width", "33"), "width is 33; it must be a positive multiple of 2"),
         (("--frames", "0"), "'--frames'"),
         (("--steps", "1001"), "1 to 1000"),
-        (("--guidance", "inf"), "must be finite"),
+        (("--guidance", "inf"), "less than or equal to 1000"),
         (("--model", "no/such/model"), "unknown model 'no/such/model'"),
         (("--motion-adapter", "nowhere"), "motion adapter 'nowhere'"),
         (("--weights", "nowhere.bin"), "nowhere.bin does not exist"),

@@ -69,6 +69,7 @@ def ranks(folder):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in ENVIRONMENT.items():
                 patch.setenv(name, value)
+            patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # of the process that imports
             port = free_port()
             pair = [context.Process(target=run_rank, args=(rank, port, scenario, folder)) for rank in (0, 1)]
             for process in pair:

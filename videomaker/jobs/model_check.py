@@ -200,7 +200,10 @@ def _smallest_pass(pipe: VideoMakerPipeline) -> dict[str, Any]:
     import torch
 
     unet, vae = pipe.unet, pipe.vae
-    side = 2  # of the latents: what is left is reading the weights; one would leave some norms a single number
+    side = 2  # of the latents: what is left is reading the weights
+    levels = unet.config.block_out_channels
+    if min(levels) <= (unet.config.norm_num_groups or 0):  # a norm of one channel needs more than one number
+        side = 2 ** len(levels)
     pixels = side * pipe.vae_scale_factor
     draw = torch.Generator().manual_seed(0)
 
