@@ -11,6 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from videomaker.serve.fake import FakeRenderer
+from videomaker.serve.lease import Stopped
 from videomaker.serve.renderer import OutOfMemory
 from videomaker.serve.tables import videos
 
@@ -225,3 +226,13 @@ def test_a_fault_in_publishing_ends_the_worker_aloud(tmp_path, monkeypatch):
     monkeypatch.setattr("videomaker.serve.worker.make_files", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_worker(state).run()
+
+
+def test_a_database_that_is_away_while_a_batch_is_given_back_keeps_no_lease(state, monkeypatch):
+    submitted(state, "a")
+    worker = make_worker(state)
+    monkeypatch.setattr(FakeRenderer, "render", lambda *_: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr(state.queue, "release", lambda *_: (_ for _ in ()).throw(OperationalError("", {}, Exception())))
+    with pytest.raises(OperationalError):
+        worker.work_once()
+    assert not any(thread.name == "lease" for thread in threading.enumerate())

@@ -17,12 +17,13 @@ class InputError(ValueError):
 
 
 def check_counts(*, least: int = 1, **counts: Any) -> None:
-    """Refuses what is not a whole number from `least`."""
+    """Refuses what is not a whole number from `least` and below `MAX_COUNT`."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name} is {value!r}; it must be a whole number")
         if not least <= value < MAX_COUNT:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+            bound = f"at least {least}" if value < least else f"below {MAX_COUNT}"
+            raise InputError(f"{name} is {value}; it must be {bound}")
 
 
 def check_number(name: str, value: Any, *, low: float = -math.inf) -> None:

@@ -14,6 +14,7 @@ FILE = "generation.json"
 MAX_SIDE = 4096  # pixels of a side of a video, before it is enlarged
 MAX_FRAMES = 10_000
 MAX_STEPS = 10_000
+MAX_GUIDANCE = 1000.0
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
@@ -27,7 +28,7 @@ class GenerationDefaults(BaseModel):
     height: Side | None = None
     width: Side | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] | None = None
     negative_prompt: Annotated[str, Field(max_length=10_000)] | None = None
     fps: Annotated[float, Field(ge=0.1, le=240)] | None = None
     fit: Literal["stretch", "pad", "crop"] | None = None

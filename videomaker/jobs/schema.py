@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from videomaker.generation import MAX_FRAMES, MAX_STEPS, Side
+from videomaker.generation import MAX_FRAMES, MAX_GUIDANCE, MAX_STEPS, Side
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -57,7 +57,7 @@ class SettingsRecord(_Part):
     """`request.Settings`, with nothing left open."""
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    guidance: Annotated[float, Field(ge=0, le=1000)]
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
     negative_prompt: Text
     width: Side
     height: Side

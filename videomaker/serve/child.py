@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def _work(order: dict[str, Any]) -> int:
-    # Late: the parent must be watched before anything slow is imported.
+    # Late: nothing slow is imported before the process knows how it ends with its parent.
     from videomaker.errors import InputError
 
     from .config import ServeConfig

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from videomaker.generation import MAX_GUIDANCE
+
 from .config import ServeConfig, Shape
 from .models import ModelFacts
 from .problems import ApiError
@@ -33,7 +35,7 @@ class VideoRequest(BaseModel):
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn, and told, when left out.")
     num_inference_steps: int | None = Field(None, ge=1, le=10_000)
-    guidance_scale: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     negative_prompt: Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000)] | None = None
     num_frames: int | None = Field(None, ge=1, le=1024)
     fps: float | None = Field(None, ge=0.1, le=240, allow_inf_nan=False)

@@ -150,8 +150,12 @@ class Worker:
         batch = _Batch(claimed, keeper)
         bucket, parents = claimed.rows[0].bucket, [row.traceparent for row in claimed.rows]
         keeper.start()
-        with self._ended_well(batch), span("make videos", parents, bucket=bucket, videos=len(claimed.rows)):
-            self._make(batch, size(bucket))
+        try:
+            with self._ended_well(batch), span("make videos", parents, bucket=bucket, videos=len(claimed.rows)):
+                self._make(batch, size(bucket))
+        except BaseException:  # else the lease of what nobody makes would be kept
+            keeper.stop()
+            raise
         return batch
 
     def _publish_batch(self, batch: _Batch) -> None:
@@ -179,9 +183,6 @@ class Worker:
             if not isinstance(error, Stopped):  # the store stays away; nothing is wrong with the jobs
                 log.warning("store does not answer", error=str(error))
                 self._stop.wait(STORE_SECONDS)
-        except BaseException:
-            batch.keeper.stop()
-            raise
 
     def _make(self, batch: _Batch, size: int) -> None:
         start, claimed, keeper = time.perf_counter(), batch.claimed, batch.keeper
