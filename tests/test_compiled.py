@@ -286,15 +286,18 @@ def test_captured_graphs_give_the_numbers_of_eager():
         assert relative_error(run(ours, seeds=seeds), run(eager, seeds=seeds)) < 10 * TOLERANCE  # TF32 convolutions
 
 
-def test_artifacts_spare_the_compiler(tmp_path):
-    """A graph that another process compiled comes from its artifacts, not from the compiler."""
+def test_artifacts_spare_the_compiler(tmp_path, monkeypatch):
+    """A graph that another process compiled comes from its artifacts, not from inductor, nor from the C++ compiler."""
+    from torch._inductor.cpp_builder import CppBuilder
     from torch._inductor.utils import fresh_cache
+
+    layer = torch.nn.Sequential(tiny_vae().post_quant_conv, torch.nn.SiLU(), torch.nn.Softmax(dim=1))
 
     def compilations_and_hits():
         count = lambda: (counters["inductor"]["fxgraph_cache_miss"], counters["aot_autograd"]["autograd_cache_hit"])
         compilations, hits = count()
         torch._dynamo.reset()  # or the graph in memory would serve, as it should; hence the last of the tests
-        graph = StaticGraph("a convolution", tiny_vae().post_quant_conv, mode="default")
+        graph = StaticGraph("a convolution", layer, mode="default")
         graph.open = True
         graph(torch.ones(1, 4, 16, 16))
         return count()[0] - compilations, count()[1] - hits
@@ -306,4 +309,5 @@ def test_artifacts_spare_the_compiler(tmp_path):
             folder = artifacts.save(tmp_path / "saved", pipe)
         with fresh_cache():
             assert artifacts.load(folder, pipe) == "loaded"
+            monkeypatch.setattr(CppBuilder, "build", lambda self: pytest.fail("the C++ compiler ran"))
             assert compilations_and_hits() == (0, 1)

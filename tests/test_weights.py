@@ -139,3 +139,14 @@ def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot be written: .* No space left"):
         save_partial({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_unknown_tensor_is_a_warning_with_its_name(caplog):
+    unet = tiny_pipeline().unet
+    state = {**tiny_pipeline(seed=3).unet.state_dict(), "some.counter": torch.ones(1)}
+    report = load_into(unet, state)
+    assert report.complete
+    assert "some.counter" in caplog.text
+    strangers = {f"some.{number}": torch.ones(1) for number in range(50)}
+    with pytest.raises(InputError, match="51 tensors that this UNet has not"):
+        load_into(unet, state | strangers)
