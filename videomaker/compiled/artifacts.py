@@ -1,9 +1,10 @@
 """What `torch.compile` made, in a folder: a process that loads it starts without compiling.
 
-Nothing of it depends on weights. It is tied to the device, the versions, the precision and the architecture, and is
-refused where one of them differs. It is machine code and pickles, as torch writes them: whoever can write the folder
-can run code in the process that loads it. The checksum finds damage, not malice: a folder that everybody may write to
-is refused, and you should load only what you made.
+torch's caches, and the libraries that the C++ compiler made of a CPU's kernels, which those leave out. Nothing of it
+depends on weights. It is tied to the device, the versions, the precision and the architecture, and is refused where one
+of them differs. It is machine code and pickles, as torch writes them: whoever can write the folder can run code in the
+process that loads it. The checksums find damage, not malice: a folder that everybody may write to is refused, and you
+should load only what you made.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ import json
 import logging
 import os
 import platform
+import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from videomaker.digests import sha256
 from videomaker.environment import machine, versions
 from videomaker.errors import InputError
-from videomaker.files import atomic_directory, check_replaceable, read_json
+from videomaker.files import atomic_directory, atomic_path, check_replaceable, read_json
 
 logger = logging.getLogger(__name__)
 
 KEY_FILE = "key.json"
 CODE_FILE = "compiled.bin"
+LIBRARIES = "libraries"  # a folder laid out as inductor's cache
 
 
 def save(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "default") -> Path:
@@ -41,11 +46,27 @@ def save(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "defaul
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:
         raise InputError("nothing was compiled in this process; call compile() before saving")
-    key = {**describe(pipe, mode), "sha256": sha256(saved[0])}
     with atomic_directory(folder, ours=_is_ours) as temporary:
         (temporary / CODE_FILE).write_bytes(saved[0])
-        (temporary / KEY_FILE).write_text(json.dumps(key, indent=2) + "\n")
+        for library in _libraries():
+            place = temporary / LIBRARIES / library.relative_to(cache_dir())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(library, place)
+        sums = {str(path.relative_to(temporary)): sha256(path.read_bytes()) for path in _code_files(temporary)}
+        (temporary / KEY_FILE).write_text(json.dumps({**describe(pipe, mode), "sha256": sums}, indent=2) + "\n")
     return Path(folder)
+
+
+def _libraries() -> list[Path]:
+    """Those that this process has loaded, and the small ones by which the compiler was asked what the CPU can do."""
+    cache = Path(cache_dir())
+    loaded = (Path(getattr(module, "__file__", None) or "") for module in list(sys.modules.values()))
+    asked = (path for path in cache.glob("*/*.so") if not path.name.endswith(".main.so"))
+    return [path for path in (*loaded, *asked) if path.suffix == ".so" and path.is_relative_to(cache)]
+
+
+def _code_files(folder: Path) -> list[Path]:
+    return [folder / CODE_FILE, *sorted((folder / LIBRARIES).rglob("*.so"))]
 
 
 def check_place(folder: str | os.PathLike) -> None:
@@ -58,7 +79,8 @@ def check_place(folder: str | os.PathLike) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    if {path.name for path in folder.iterdir()} != {KEY_FILE, CODE_FILE}:
+    files = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if files != {folder / KEY_FILE, *_code_files(folder)}:
         return False
     try:
         return {"architecture", "sha256"} <= read_json(folder / KEY_FILE).keys()
@@ -82,17 +104,24 @@ def load(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "defaul
 def _read(folder: Path, expected: dict[str, Any]) -> str | None:
     try:
         key = json.loads((folder / KEY_FILE).read_text())
-        code = (folder / CODE_FILE).read_bytes()
-        if any(path.stat().st_mode & stat.S_IWOTH for path in (folder, folder / CODE_FILE, folder / KEY_FILE)):
+        code = {str(path.relative_to(folder)): path.read_bytes() for path in _code_files(folder)}
+        if any(path.stat().st_mode & stat.S_IWOTH for path in (folder, *folder.rglob("*"))):
             return "everybody may write to it"
     except (OSError, ValueError) as error:
         return f"it cannot be read ({error})"
     for name, value in expected.items():
         if key.get(name) != value:
             return f"it was made for {name} {key.get(name)!r}, here it is {value!r}"
-    if sha256(code) != key.get("sha256"):
-        return "it is damaged, its checksum differs"
-    return None if torch.compiler.load_cache_artifacts(code) is not None else "torch cannot read it"
+    if {name: sha256(content) for name, content in code.items()} != key.get("sha256"):
+        return "it is damaged, its checksums differ"
+    if torch.compiler.load_cache_artifacts(code.pop(CODE_FILE)) is None:
+        return "torch cannot read it"
+    for name, content in code.items():
+        place = Path(cache_dir(), Path(name).relative_to(LIBRARIES))
+        if not place.exists():
+            with atomic_path(place) as temporary:
+                temporary.write_bytes(content)
+    return None
 
 
 def describe(pipe: DiffusionPipeline, mode: str) -> dict[str, Any]:
