@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="submit: requests a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="submit: how long")
     parser.add_argument("--videos", type=int, default=12, help="overhead: in each turn")
-    parser.add_argument("--turns", type=int, default=3, help="overhead: of each kind")
+    parser.add_argument("--turns", type=int, default=9, help="overhead: of each kind, each in processes of its own")
     parser.add_argument("--compile", action="store_true", help="ready: compiled, without and with saved artifacts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,23 @@ def _photograph(seed: int) -> bytes:
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per video, a batch of videos each turn: `videomaker.jobs` in a process of its own, and the server."""
+    """Seconds per video, a batch of videos each turn: `videomaker.jobs` in a process of its own, and the server.
+
+    Each turn has processes of its own: one that does the very same work can be a fifth slower than another for life.
+    """
+    turns: list[tuple[str, float]] = []
+    for turn in range(options.turns):
+        with _server_and_alone() as kinds:
+            for name in sorted(kinds, reverse=bool(turn % 2)):  # what else the machine does falls on both
+                kinds[name](1, 10**6)
+                turns.append((name, round(kinds[name](options.videos, 1000 * turn) / options.videos, 4)))
+    medians = {name: statistics.median(s for kind, s in turns if kind == name) for name in ("alone", "server")}
+    return {"videos": options.videos, "seconds_per_video": turns, "medians": medians,
+            "ratio": round(medians["server"] / medians["alone"], 3)}  # fmt: skip
+
+
+@contextmanager
+def _server_and_alone() -> Iterator[dict[str, Callable[[int, int], float]]]:
     settings = {"renderer": "model", "max_wait": 1e9, "log_level": "error"}
     with (
         tempfile.TemporaryDirectory(prefix="videomaker-bench-") as folder,
@@ -93,16 +111,7 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         _Alone() as alone,
     ):
         server.wait_ready(300)
-        kinds = {"server": partial(_through_server, client), "alone": alone.make}
-        for make in kinds.values():
-            make(1, 10**6)
-        turns = []
-        for turn in range(options.turns):  # in turns, so that what else the machine does falls on both
-            for name in sorted(kinds, reverse=bool(turn % 2)):
-                turns.append((name, round(kinds[name](options.videos, 1000 * turn) / options.videos, 4)))
-    medians = {name: statistics.median(s for kind, s in turns if kind == name) for name in ("alone", "server")}
-    return {"videos": options.videos, "seconds_per_video": turns, "medians": medians,
-            "ratio": round(medians["server"] / medians["alone"], 3)}  # fmt: skip
+        yield {"server": partial(_through_server, client), "alone": alone.make}
 
 
 def _through_server(client: httpx2.Client, count: int, seed: int) -> float:
