@@ -58,3 +58,6 @@ def test_keys(tmp_path):
     assert run("keys", "revoke", "ann", *data).exit_code == 0
     assert "revoked" in run("keys", "list", *data).stdout
     assert run("keys", "revoke", "ann", *data).exit_code == 2
+    for command in ("create", "revoke"):
+        refused = run("keys", command, "ann\udcff", *data)
+        assert refused.exit_code == 2 and r"ann\udcff is not UTF-8 text" in refused.stderr

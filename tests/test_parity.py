@@ -247,3 +247,21 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture, monkeypa
     assert [record.message for record in caplog.records] == [
         "attention backend sdpa: the device is cpu; triton needs a GPU"
     ]
+
+
+@pytest.mark.parametrize("tokens", [(1, 0), (1, 1), (2, 1), (3, 0), (17, 16)], ids=str)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_broken_numbers_show_in_the_rows_where_they_belong(tokens, number):
+    """torch's kernel for the CPU gives zeros where all scores of a row are NaN or -inf (pytorch#141128)."""
+    frame_tokens, num_ref_tokens = tokens
+    layout = {"num_frames": 2, "num_ref_tokens": num_ref_tokens}
+    for seed, broken in itertools.product(range(8), range(3)):
+        source = torch.Generator().manual_seed(seed)
+        shape = (2, 2 * frame_tokens + num_ref_tokens, 2, 8)
+        qkv = [torch.randn(shape, generator=source) for _ in range(3)]
+        qkv[broken][0, seed % shape[1], 0, seed % 8] = number
+        exact = pisa_attention(*(x.double() for x in qkv), **layout, backend="naive")
+        ours = pisa_attention(*qkv, **layout, backend="sdpa").double()
+        whole = exact.isfinite()
+        assert torch.equal(ours.isfinite(), whole)  # an infinite value may come out as NaN: two parts were merged
+        torch.testing.assert_close(ours[whole], exact[whole], rtol=1e-4, atol=1e-4)

@@ -204,6 +204,13 @@ def read_json(path: Path, *, max_bytes: int = 2**24) -> dict[str, Any]:
     return parse_json(read_text(path, max_bytes=max_bytes), str(path))
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON for people to read, in UTF-8; a file's name that is none keeps its bytes as escapes, which `json` reads."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text if is_text else json.dumps(value, indent=indent)
+
+
 def parse_json(text: str, name: str) -> dict[str, Any]:
     """The JSON object that a text is; messages call it `name`.
 

@@ -48,13 +48,16 @@ def attend_frames(
     """
     if q.device.type == "cpu":  # torch's kernel there reads the queries' rows once for every 512 keys
         q = q.contiguous()
-    own = attend.forward(q, k, v, scale)
+    out, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
-        return own
+        alone = (
+            lse == -torch.inf
+        )  # of the CPU's kernel, whose rows of -inf have no weight when merged; alone they are NaN
+        return out.masked_fill(alone.unsqueeze(-1), torch.nan) if q.device.type == "cpu" and alone.any() else out, lse
     out_ref, lse_ref = (per_frame(x, len(q)) for x in attend.forward(one_sequence(q), k_ref, v_ref, scale))
     if bias is not None:
         lse_ref = lse_ref + bias.unsqueeze(-1)
-    return merge(*own, out_ref, lse_ref)
+    return merge(out, lse, out_ref, lse_ref)
 
 
 def attend_frames_backward(

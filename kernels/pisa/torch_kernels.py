@@ -46,12 +46,13 @@ def _is_aligned(x: Tensor) -> bool:
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-    # torch's kernel takes a row whose scores are all NaN for one that is masked out: zeros, and a log-sum-exp of zero.
-    # That would hide a broken weight (pytorch#141128).
+    # torch's kernel takes a row whose scores are all NaN or -inf for one that is masked out: zeros, and a log-sum-exp
+    # of zero. That would hide a broken weight (pytorch#141128).
     suspects = lse == 0
     if suspects.any():
-        broken = suspects & q.isnan().any(dim=-1)
-        out, lse = (x.masked_fill(rows, torch.nan) for x, rows in ((out, broken.unsqueeze(-1)), (lse, broken)))
+        exact = _math_forward(q, k, v, scale)[1].to(lse.dtype)
+        lse = torch.where(suspects & ~exact.isfinite(), exact, lse)
+        out = out.masked_fill(lse.isnan().unsqueeze(-1), torch.nan)
     return out, lse
 
 

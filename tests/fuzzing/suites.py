@@ -19,7 +19,7 @@ ODD: dict[tuple[str | int, ...], tuple[Any, ...]] = {
     ("subjects", 0, "image"): ("missing.png", "", ".", "/dev/zero", "x" * 5000, "suite.yaml"),
     ("subjects", 0, "mask"): ("missing.png", "", ".", "suite.yaml"),
     ("subjects", 0, "box"): ([1, 2, 3], [9, 9, 3, 3], "a", [float("nan"), 0, 9, 9]),
-    ("prompts",): ([], "", "missing.txt", "cats", [""], [5], {}, {"dog": "people"}, [" "], ["x" * 10_001]),
+    ("prompts",): ([], "", "missing.txt", "cats", [""], [5], {}, {"cat": "people"}, [" "], ["x" * 10_001]),
     ("seeds",): ([], "a", [-1], [1.5], [True], [2**63], {}, [[1]]),
     ("fps",): (0, -1, "a", float("nan"), float("inf"), 1e9, []),
     ("unknown",): (1,),

@@ -35,6 +35,9 @@ class _Commands(TyperGroup):
             _show_usage_error(error, ctx)
             raise typer.Exit(2) from error
         except Exception as error:
+            if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+                typer.echo(f"error: {_short(error.object)} is not UTF-8 text: type it again", err=True)
+                raise typer.Exit(2) from error
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 raise
             kind = type(error).__name__

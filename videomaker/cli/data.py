@@ -66,7 +66,10 @@ def data_check(
         Path | None, typer.Option(help="Folder of the text encoder's tokenizer: also report captions it would cut.")
     ] = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="Look at so many clips only, the same ones each time.", show_default="all")
+        int,
+        typer.Option(
+            min=0, max=options.MOST, help="Look at so many clips only, the same ones each time.", show_default="all"
+        ),
     ] = 0,
 ) -> None:
     """Decode every video, picture and mask of a manifest and list what is wrong; goes on after an interruption.
@@ -99,7 +102,7 @@ def data_check(
 def data_shard(
     manifest: options.Manifest,
     out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.jsonl.")],
-    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in each tar file.")] = 500,
+    clips_per_shard: Annotated[int, typer.Option(min=1, max=options.MOST, help="Clips in each tar file.")] = 500,
 ) -> None:
     """Pack a manifest's files into WebDataset shards; goes on after an interruption."""
     from videomaker.data.shards import write_shards
@@ -114,11 +117,11 @@ def data_cache(
     model: Annotated[Path, typer.Option(help="Pipeline's folder in the diffusers format.")],
     out: Annotated[Path, typer.Option(help="Folder for the entries: data.cache of the training configuration.")],
     vae: Annotated[Path | None, typer.Option(help="VAE's folder.", show_default="MODEL/vae")] = None,
-    num_frames: Annotated[int, typer.Option(min=1, help="As data.num_frames.")] = 16,
-    frame_stride: Annotated[int, typer.Option(min=1, help="As data.frame_stride.")] = 8,
-    height: Annotated[int, typer.Option(min=8, help="As data.height.")] = 512,
-    width: Annotated[int, typer.Option(min=8, help="As data.width.")] = 512,
-    starts: Annotated[int, typer.Option(min=1, help="Windows of each clip, spread evenly.")] = 1,
+    num_frames: Annotated[int, typer.Option(min=1, max=options.MOST, help="As data.num_frames.")] = 16,
+    frame_stride: Annotated[int, typer.Option(min=1, max=options.MOST, help="As data.frame_stride.")] = 8,
+    height: Annotated[int, typer.Option(min=8, max=options.MOST, help="As data.height.")] = 512,
+    width: Annotated[int, typer.Option(min=8, max=options.MOST, help="As data.width.")] = 512,
+    starts: Annotated[int, typer.Option(min=1, max=options.MOST, help="Windows of each clip, spread evenly.")] = 1,
 ) -> None:
     """Encode clips and captions once, for training that skips the VAE; goes on after an interruption."""
     quiet_libraries()
@@ -177,7 +180,7 @@ def data_sprites(
     clips: Annotated[
         int, typer.Option(min=1, max=999_999, help="How many; one in fifty is held out as 'val'.")
     ] = 20_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""
     from videomaker.sprites.dataset import write_dataset

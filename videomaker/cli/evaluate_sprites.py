@@ -10,6 +10,7 @@ import typer
 from videomaker.errors import check_number
 
 from .evaluate import evaluate_app
+from .options import MOST
 from .terminal import console, print_table, quiet_libraries
 
 
@@ -19,7 +20,9 @@ def sprites(
         "outputs/evaluation"
     ),
     model: Annotated[str, typer.Option(help="'default' (small, embedded) or a folder made like it.")] = "default",
-    clips: Annotated[int, typer.Option(min=2, help="Unseen creatures of each seed, each with a prompt.")] = 200,
+    clips: Annotated[
+        int, typer.Option(min=2, max=MOST, help="Unseen creatures of each seed, each with a prompt.")
+    ] = 200,
     seed: Annotated[
         str, typer.Option(help="A number, or several such as 1,2,3 or 0-9: other creatures with each.")
     ] = "0",
@@ -27,7 +30,9 @@ def sprites(
         Literal["white", "raw", "none"],
         typer.Option(help="Creatures on white, on a background that is not the prompt's, or no reference at all."),
     ] = "white",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Denoising steps.", show_default="the model's")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's")] = None,
 ) -> None:
     """Measure subject fidelity, motion and background where the truth is known: no pretrained network needed.

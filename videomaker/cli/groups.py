@@ -86,7 +86,7 @@ class Model:
         from videomaker.jobs.request import ModelSpec
 
         return ModelSpec(
-            source=self.model or "default",
+            source="default" if self.model is None else self.model,
             motion_adapter=self.motion_adapter,
             weights=self.weights,
             dtype=self.dtype,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 MODEL, VIDEO, RESULT = "Model", "Video", "Result"
+MOST = 2**31 - 1  # of any count: more does not fit a database's column, nor any disk
 
 Model = Annotated[
     str | None,
@@ -84,6 +85,15 @@ Combine = Annotated[
 Seeds = Annotated[
     str, typer.Option("--seed", "-s", help="A number, or several such as 1,2,3 or 0-9: a video for each.")
 ]
+
+
+def _named(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    source = context.get_parameter_source(parameter.name or "")
+    if not value and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter("it is empty: name the subject, such as head or dog")
+    return value
+
+
 HighlightWord = Annotated[
     str,
     typer.Option(
@@ -92,6 +102,7 @@ HighlightWord = Annotated[
         "(Grounding DINO and SAM in --models).",
         metavar="WORD",
         show_default=False,
+        callback=_named,
     ),
 ]
 Mask = Annotated[

@@ -35,7 +35,9 @@ Compile = Annotated[
     bool | None,
     typer.Option("--compile", help="Compile for the declared shapes first.", rich_help_panel=options.MODEL),
 ]
-Batch = Annotated[int | None, typer.Option(min=1, help="Videos of one shape that share a pass.", show_default="1")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, max=options.MOST, help="Videos of one shape that share a pass.", show_default="1")
+]
 Renderer = Annotated[
     Literal["model", "fake"] | None,
     typer.Option(help="fake: coloured frames, for load tests.", show_default="model"),

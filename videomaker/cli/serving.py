@@ -158,9 +158,9 @@ def _keys(config: Path | None, data: Path | None) -> Keys:
 @keys_app.command("create")
 def keys_create(
     name: Annotated[str, typer.Argument(help="Whose it is.")],
-    max_active: Annotated[int | None, typer.Option(min=1, help="Unfinished videos at once.")] = None,
-    max_per_hour: Annotated[int | None, typer.Option(min=1, help="Videos an hour.")] = None,
-    priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
+    max_active: Annotated[int | None, typer.Option(min=1, max=options.MOST, help="Unfinished videos at once.")] = None,
+    max_per_hour: Annotated[int | None, typer.Option(min=1, max=options.MOST, help="Videos an hour.")] = None,
+    priority: Annotated[int, typer.Option(min=-options.MOST, max=options.MOST, help="Lower goes first.")] = 0,
     data: serve_options.Data = None,
     config: serve_options.Config = None,
 ) -> None:

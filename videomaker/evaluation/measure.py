@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from videomaker import media
-from videomaker.files import atomic_path, sha256
+from videomaker.files import atomic_path, sha256, to_json
 from videomaker.jobs.record import file_digest
 
 from . import metrics
@@ -122,7 +122,7 @@ class Measurer:
             elif group in self.networks.missing:
                 result["metrics"] |= {name: _without(self.networks.missing[group]) for name in names}
         with atomic_path(out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(to_json(result, indent=1) + "\n", encoding="utf-8")
         return result
 
     def _kept(self, old: dict[str, Any], group: str) -> bool:

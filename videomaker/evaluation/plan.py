@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path, check_results_folder
+from videomaker.files import atomic_path, check_results_folder, to_json
 
 from .suite import Item, Prompt, Subject, Suite
 
@@ -81,7 +81,7 @@ def write_plan(plan: Plan, out: Path) -> None:
         "made_by": plan.made_by,
     }
     with atomic_path(out / PLAN_FILE) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from videomaker.data.sharing import WHOLE, Shard
 from videomaker.data.subject import ADVICE, Finder, Highlight, border_is_plain, write_highlighted
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, to_json
 from videomaker.jobs.prepare import Prepared, compile_for, warn_of_cut_prompts
 from videomaker.jobs.record import make_record
 from videomaker.jobs.render import pending_jobs, render, write_result
@@ -251,12 +250,12 @@ def write_report(out: Path, others: Iterable[Path] = (), *, paper: str | None = 
         ):
             shown.append("tradeoff.png")
     texts = {
-        "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+        "report.json": to_json(report, indent=2) + "\n",
         "report.md": tables.markdown(report, comparisons, shown),
         "videos.csv": tables.comma_separated(measured),
     }
     if comparisons:
-        texts["differences.json"] = json.dumps(comparisons, indent=2, ensure_ascii=False) + "\n"
+        texts["differences.json"] = to_json(comparisons, indent=2) + "\n"
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

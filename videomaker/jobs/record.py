@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from videomaker.digests import sha256_of_all
 from videomaker.errors import InputError
-from videomaker.files import read_json, sha256
+from videomaker.files import read_json, sha256, to_json
 from videomaker.generation import first_problem
 
 from .places import record_path
@@ -118,7 +118,7 @@ def _describe(job: Job) -> dict[str, Any]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes a record as JSON."""
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:

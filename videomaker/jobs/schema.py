@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from videomaker.generation import MAX_FRAMES, MAX_GUIDANCE, MAX_STEPS, Side
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
-Place = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+
+
+def _place(value: object) -> str:
+    if isinstance(value, str) and 1 <= len(value) <= 4096 and "\x00" not in value:
+        return value
+    raise ValueError("should be a path of 1 to 4096 characters")
+
+
+Place = Annotated[str, PlainValidator(_place)]  # pydantic's own strings have to be UTF-8, names of files need not
 
 
 class _Part(BaseModel):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from videomaker.errors import InputError
-from videomaker.files import read_text
+from videomaker.files import read_text, to_json
 
 from .bulk_lines import MAX_BYTES, BulkJob
 from .client import Client, Refusal
@@ -67,7 +67,7 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self._lock:
-            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.write(to_json(entry) + "\n")
             self._file.flush()  # a killed process loses nothing; after a power cut the idempotency key answers
             self._take(entry)
 
