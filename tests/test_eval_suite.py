@@ -211,6 +211,8 @@ def test_a_gif_round_trip_keeps_every_frame():
         ({"subjects": []}, "subjects should be a list"),
         ({"subjects": [{"name": "../x", "image": "s0.png"}]}, "letters, digits"),
         ({"subjects": [{"name": "a", "image": "none.png"}]}, "does not exist"),
+        ({"subjects": [{"name": "a", "image": "x" * 5000}]}, "does not exist"),
+        ({"subjects": [{"name": "x" * 61, "image": "none.png"}]}, "up to 60 letters"),
         ({"subjects": [{"name": "a", "image": "s0.png", "box": [1, 2]}]}, "should be [x1, y1, x2, y2]"),
         ({"subjects": [{"name": "a", "image": "s0.png"}, {"name": "A", "image": "s0.png"}]}, "two subjects"),
         ({"prompts": []}, "prompts should be"),

@@ -1,12 +1,13 @@
 """Parts that a model is given: another VAE, a motion adapter, LoRAs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from ldm import original_vae, sd_vae
 from safetensors.torch import load_file, save_file
-from tiny import tiny_pipeline
+from tiny import tiny_motion_adapter, tiny_pipeline
 
 from videomaker import InputError
 from videomaker.jobs.parts import fuse_loras, load_adapter, load_vae, split_lora
@@ -32,6 +33,19 @@ def test_another_vae_from_a_folder_and_from_one_file(tmp_path):
         load_vae(str(model / "tokenizer"), torch.float32)
     with pytest.raises(InputError, match="nor a single file"):
         load_adapter(str(tmp_path), torch.float32)
+
+
+def test_a_part_of_a_size_that_no_model_has_is_refused_before_it_is_built(tmp_path):
+    tiny_pipeline().vae.save_pretrained(tmp_path / "vae")
+    tiny_motion_adapter().save_pretrained(tmp_path / "adapter")
+    for load, part, name in (
+        (load_vae, "vae", "layers_per_block"),
+        (load_adapter, "adapter", "motion_transformer_layers_per_mid_block"),
+    ):
+        file = tmp_path / part / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), name: 10**9}))
+        with pytest.raises(InputError, match=f"{name} is 1000000000, which no model has"):
+            load(str(tmp_path / part), torch.float32)
 
 
 def lora_file(path: Path, unet) -> tuple[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from videomaker.jobs import model_check
 from videomaker.jobs.parts import load_adapter
 from videomaker.jobs.prepare import load_pipeline, resolve_model
 from videomaker.jobs.request import ModelSpec
-from videomaker.model_files import _check_sizes, check_numbers, safetensors_header
+from videomaker.model_files import check_numbers, check_sizes, safetensors_header
 
 
 def write(path, tensors: dict, size: int):
@@ -51,10 +51,10 @@ def test_weights_that_are_no_floating_numbers(tmp_path, kind):
 
 
 def test_sizes_that_no_model_has(tmp_path):
-    _check_sizes(tmp_path / "config.json", {"layers_per_block": 2, "block_out_channels": [320, 640]})
+    check_sizes(tmp_path / "config.json", {"layers_per_block": 2, "block_out_channels": [320, 640]})
     for config in ({"layers_per_block": 10**9}, {"block_out_channels": [320, 10**9]}, {"num_hidden_layers": 1000}):
         with pytest.raises(InputError, match="which no model has"):
-            _check_sizes(tmp_path / "config.json", config)
+            check_sizes(tmp_path / "config.json", config)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def _check_part(folder: Path, config: str) -> None:
             check_numbers(file, safetensors_header(file))
     if (folder / config).exists():
         values = read_json(folder / config)
-        _check_sizes(folder / config, values)
+        check_sizes(folder / config, values)
         if folder.name in _NAMED and "_class_name" not in values:  # all else would be filled in with defaults
             raise InputError(f"{folder / config} does not say what it configures (_class_name): fetch the file again")
     elif folder.name != "tokenizer":
@@ -62,8 +62,12 @@ def _check_part(folder: Path, config: str) -> None:
         check_tokenizer(folder)
 
 
-def _check_sizes(file: Path, config: dict) -> None:
-    """A loader would build whatever a configuration says, for hours or until the memory is full."""
+def check_sizes(file: Path, config: dict) -> None:
+    """A loader would build whatever a configuration says, for hours or until the memory is full.
+
+    Raises:
+        InputError: a number of layers or channels is beyond any model's.
+    """
     for name, value in config.items():
         most = _MOST_LAYERS if "layers" in name else _MOST
         numbers = value if isinstance(value, list) else [value]

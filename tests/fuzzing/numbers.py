@@ -35,7 +35,7 @@ OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     },
     ("warmup", "--model=MODEL", "--save=out"): {
         "--frames": COUNT, "--width": ("0", "31", "33", "1000000", *WORDS), "--height": ("0", "31", "15", *WORDS),
-        "--batch-size": ("0", "1025", *WORDS), "--references": ("0", "31", "1001", *WORDS),
+        "--batch-size": ("0", "1025", *WORDS), "--references": ("0", "1001", *WORDS),
         "--dtype": ("float64", "", "fp16"), "--device": ("gpu", "", "cuda:99", "meta", "x" * 3000),
         "--motion-adapter": ("missing", "", "/dev/zero"),
     },

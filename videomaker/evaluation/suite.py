@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,7 @@ from videomaker.jobs.request import check_prompt
 from .published import PROMPT_SETS, prompt_set
 
 SUITE_FILE = "suite.yaml"
-_NAME = re.compile(r"[\w][\w .+-]*")
+_NAME = re.compile(r"[\w][\w .+-]{0,59}")  # it becomes the name of a folder
 _SUBJECT_KEYS = {"name", "image", "class", "mask", "box"}
 _SUITE_KEYS = {"subjects", "prompts", "seeds", "fps"}
 
@@ -120,7 +121,9 @@ def _subject(entry: Any, file: Path) -> Subject:
     _check_keys(entry, _SUBJECT_KEYS, f"a subject of {file}")
     name, image, box = str(entry.get("name", "")), entry.get("image"), entry.get("box")
     if not _NAME.fullmatch(name):
-        raise InputError(f"suite {file}: a subject's name {name!r} should be letters, digits, '-', '_' and blanks")
+        raise InputError(
+            f"suite {file}: a subject's name {name[:120]!r} should be up to 60 letters, digits, '-', '_' and blanks"
+        )
     if not isinstance(image, str):
         raise InputError(f"suite {file}: subject {name!r} needs an image")
     if box is not None and not _is_box(box):
@@ -148,8 +151,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _existing(path: Path, what: str) -> Path:
-    if not path.is_file():
-        raise InputError(f"{what}: {path} does not exist")
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        raise InputError(f"{what}: {str(path)[:200]} does not exist")
     return path
 
 

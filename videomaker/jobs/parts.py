@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
 
 from videomaker.errors import InputError
+from videomaker.files import read_json
+from videomaker.model_files import check_sizes
 from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
 from videomaker.weights import load_text_encoder, read_state_dict
 from videomaker.weights.checkpoint import is_usable
@@ -81,6 +83,7 @@ def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
 
 def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A part of diffusers' with all that its file holds."""
+    check_sizes(folder / "config.json", read_json(folder / "config.json"))
     part = kind.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
     check_all_loaded(part, folder)
     return part
