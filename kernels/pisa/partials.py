@@ -50,10 +50,10 @@ def attend_frames(
         q = q.contiguous()
     out, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
-        alone = (
-            lse == -torch.inf
-        )  # of the CPU's kernel, whose rows of -inf have no weight when merged; alone they are NaN
-        return out.masked_fill(alone.unsqueeze(-1), torch.nan) if q.device.type == "cpu" and alone.any() else out, lse
+        alone = lse == -torch.inf  # of the CPU's kernel; merged, such rows would have no weight
+        if q.device.type == "cpu" and alone.any():
+            out = out.masked_fill(alone.unsqueeze(-1), torch.nan)  # as of every softmax of -inf alone
+        return out, lse
     out_ref, lse_ref = (per_frame(x, len(q)) for x in attend.forward(one_sequence(q), k_ref, v_ref, scale))
     if bias is not None:
         lse_ref = lse_ref + bias.unsqueeze(-1)
