@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from videomaker.files import atomic_directory, atomic_path
+from videomaker.errors import InputError
+from videomaker.files import atomic_directory, atomic_path, check_file_name, check_writable
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
@@ -37,3 +38,11 @@ def test_a_folder_replaces_the_old_one_whole_or_not_at_all(tmp_path):
     with atomic_directory(path) as temporary:
         (temporary / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"] and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("check", [check_writable, check_file_name])
+def test_a_place_that_is_no_text_is_refused_before_the_work(tmp_path, check):
+    for place in (tmp_path / "\udcff", tmp_path / "\udcff" / "a.mp4"):
+        with pytest.raises(InputError, match="is not UTF-8: give another name"):
+            check(place)
+    assert not list(tmp_path.iterdir())

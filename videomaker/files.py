@@ -89,6 +89,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: it could not.
     """
+    _check_text(folder)
     _check_length(folder.absolute())
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
@@ -98,6 +99,14 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"output {folder}: {existing} cannot be written ({error.strerror})") from error
+
+
+def _check_text(path: Path) -> None:
+    """Or it could be written, and not told."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"output {str(path)!r} is not UTF-8: give another name") from error
 
 
 def _check_length(folder: Path) -> None:
@@ -115,10 +124,8 @@ def check_file_name(path: Path) -> None:
     Raises:
         InputError: with the reason.
     """
-    try:
-        length = len(path.name.encode())
-    except UnicodeEncodeError as error:
-        raise InputError(f"output {str(path)!r} is not UTF-8: give another name") from error
+    _check_text(path)
+    length = len(path.name.encode())
     if length > MAX_NAME_BYTES:
         raise InputError(
             f"output {path.name[:40]}… is a name of {length} bytes, {MAX_NAME_BYTES} fit: give a shorter one"

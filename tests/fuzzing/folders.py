@@ -109,7 +109,8 @@ def _tensors(rng: Rng, model: Path) -> tuple[str, str]:
     elif what == "empty":
         tensors[name] = value.reshape(-1)[:0].contiguous()
     save_file(tensors, file, metadata={"format": "pt"})
-    buffer = "position_ids" in name
+    # Constants, which files have or not: left out, they are made anew.
+    buffer = "position_ids" in name or (name.endswith(".pe") and what in ("gone", "renamed"))
     return f"{file.parent.name}'s {name}: {what}", "either" if buffer else "refused"
 
 
