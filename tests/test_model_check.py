@@ -18,9 +18,10 @@ from videomaker import VideoMakerPipeline
 from videomaker.attention import PisaAttnProcessor
 from videomaker.errors import InputError
 from videomaker.jobs import model_check
+from videomaker.jobs.defaults import settings_without_model
 from videomaker.jobs.parts import load_adapter
 from videomaker.jobs.prepare import load_pipeline, resolve_model
-from videomaker.jobs.request import ModelSpec
+from videomaker.jobs.request import ModelSpec, Settings
 from videomaker.model_files import check_numbers, check_sizes, safetensors_header
 
 
@@ -185,8 +186,10 @@ UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", 
 def test_damage_is_told_before_the_work(folder, tmp_path, damage, words):
     shutil.copytree(folder, tmp_path / "model")
     damage(tmp_path / "model")
+    spec = ModelSpec(source=str(tmp_path / "model"))
     with pytest.raises(InputError, match=words):
-        load_pipeline(resolve_model(ModelSpec(source=str(tmp_path / "model"))))
+        settings_without_model(spec, Settings())  # as `generate` does first
+        load_pipeline(resolve_model(spec))
 
 
 def test_a_whole_model_is_tried_and_keeps_its_kernels(folder):

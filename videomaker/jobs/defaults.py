@@ -96,6 +96,8 @@ def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int
         side, limit = int(unet["sample_size"]) * factor, unet.get("motion_max_seq_length")
     except (InputError, KeyError, TypeError, ValueError):
         return None  # loading the model says what is wrong with it
+    if side < 1:  # likewise
+        return None
     settings = resolve_settings(asked, defaults, side)
     for name in ("width", "height"):
         if getattr(settings, name) % factor:
