@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -187,8 +188,9 @@ def test_damage_is_told_before_the_work(folder, tmp_path, damage, words):
     shutil.copytree(folder, tmp_path / "model")
     damage(tmp_path / "model")
     spec = ModelSpec(source=str(tmp_path / "model"))
+    with suppress(InputError):
+        settings_without_model(spec, Settings())  # as `generate` does first: it refuses, or leaves it to the loading
     with pytest.raises(InputError, match=words):
-        settings_without_model(spec, Settings())  # as `generate` does first
         load_pipeline(resolve_model(spec))
 
 

@@ -214,8 +214,11 @@ def read_json(path: Path, *, max_bytes: int = 2**24) -> dict[str, Any]:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for people to read, in UTF-8; a file's name that is none keeps its bytes as escapes, which `json` reads."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)
-    return text if is_text else json.dumps(value, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def attend_frames(
         q = q.contiguous()
     out, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
-        alone = lse == -torch.inf  # of the CPU's kernel; merged, such rows would have no weight
-        if q.device.type == "cpu" and alone.any():
+        if q.device.type == "cpu" and (alone := lse == -torch.inf).any():  # merged, such rows would have no weight
             out = out.masked_fill(alone.unsqueeze(-1), torch.nan)  # as of every softmax of -inf alone
         return out, lse
     out_ref, lse_ref = (per_frame(x, len(q)) for x in attend.forward(one_sequence(q), k_ref, v_ref, scale))
