@@ -152,6 +152,16 @@ def test_an_interrupted_dataset_goes_on(tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+def test_another_share_of_small_creatures_is_another_dataset(tmp_path):
+    """Its clips do not take the place of those of the usual share, whose captions would then be wrong."""
+    usual = read_manifest(write_dataset(tmp_path, clips=20, seed=1))
+    small = read_manifest(write_dataset(tmp_path, clips=20, seed=1, small=0.8))
+    assert not {line.video for line in usual} & {line.video for line in small}
+    counts = [sum("small" in line.captions[0] for line in lines) for lines in (usual, small)]
+    assert counts[0] < 10 < counts[1]
+    assert len(read_manifest(write_dataset(tmp_path, clips=20, seed=1))) == 20  # both manifests are ours
+
+
 @pytest.fixture(scope="module")
 def embedded():
     pipe = VideoMakerPipeline.from_pretrained(default_model_path())

@@ -1,7 +1,7 @@
 """Trains the embedded default model anew and puts it in its place: `make default`.
 
-Draws the clips, runs the preset sprites-vae, encodes the clips with the autoencoder, and runs sprites-base and sprites.
-Every part goes on where it was interrupted, and finished parts are left alone. Overrides go to all runs.
+Draws the clips, runs the preset sprites-vae, encodes the clips with the autoencoder, and runs sprites-base, sprites and
+sprites-small. Every part goes on where it was interrupted, and finished parts are left alone. Overrides go to all runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from videomaker.sprites.world import FPS, NUM_FRAMES
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 UNTRAINED = Path("runs/sprites-untrained")
-FINAL = Path("runs/sprites")
+FINAL = Path("runs/sprites-small")
+
+SMALL_SEED, SMALL_SHARE = 7, 0.8  # of the clips for the last run
 
 
 def write_untrained_model(out: Path, *, seed: int = 0) -> None:
@@ -83,26 +85,31 @@ def train(preset: str, overrides: list[str]) -> None:
     subprocess.run([sys.executable, script, "--config", preset, *overrides], check=True)
 
 
-def encode_clips() -> None:
-    """Fills the cache of the presets `sprites-base` and `sprites`."""
-    config = load_config("sprites-base")
-    build_cache(config.data, load_encoders(UNTRAINED, vae=Path(config.model.vae)), Path(config.data.cache))
+def encode_clips(preset: str) -> None:
+    """Fills the cache that a preset reads."""
+    data = load_config(preset).data
+    vae = Path(load_config("sprites-base").model.vae)
+    build_cache(data, load_encoders(UNTRAINED, vae=vae), Path(data.cache))
 
 
 def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=20_000)
+    parser.add_argument("--small-clips", type=int, default=16_000, help="of which four in five of small creatures")
     parser.add_argument("--place", type=Path, default=default_model_path(), help="folder of the model to replace")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
     write_dataset(Path("data/sprites"), clips=options.clips)
+    write_dataset(Path("data/sprites-small"), clips=options.small_clips, seed=SMALL_SEED, small=SMALL_SHARE)
     if not UNTRAINED.is_dir():
         write_untrained_model(UNTRAINED)
     train("sprites-vae", options.overrides)
-    encode_clips()
+    encode_clips("sprites-base")
     train("sprites-base", options.overrides)
     train("sprites", options.overrides)
+    encode_clips("sprites-small")
+    train("sprites-small", options.overrides)
     install(export_run(FINAL, FINAL / "default", dtype="fp16", whole=True), options.place)
     print(f"{options.place} holds the new model; run videomaker evaluate sprites, and correct its README.md")
 

@@ -68,7 +68,7 @@ def smoke() -> TrainConfig:
 
 
 def sprites_vae() -> TrainConfig:
-    """The small autoencoder of the sprite world; the first of the three runs behind the embedded default model."""
+    """The small autoencoder of the sprite world; the first of the runs behind the embedded default model."""
     shared = _sprites()
     return replace(
         shared,
@@ -105,6 +105,17 @@ def sprites() -> TrainConfig:
     )
 
 
+def sprites_small() -> TrainConfig:
+    """Goes on from `sprites` on clips of small creatures mostly, which it copies worst."""
+    run = sprites()
+    return replace(
+        run,
+        steps=12_000,
+        data=replace(run.data, manifest="data/sprites-small/manifest.jsonl", cache="data/sprites-small-cache"),
+        model=replace(run.model, path="runs/sprites/export"),
+    )
+
+
 # With 64 tokens to a frame, training on a CPU is quickest when the reference is simply repeated, and compiled.
 _SPRITE_SPEED: dict[str, Any] = {"attention_backend": "naive", "compile": True, "gradient_checkpointing": False}
 
@@ -116,7 +127,7 @@ def _cached_sprites() -> TrainConfig:
 
 
 def _sprites() -> TrainConfig:
-    """What the three runs share; `videomaker data sprites --out data/sprites` draws their clips."""
+    """What the runs share; `videomaker data sprites --out data/sprites` draws their clips."""
     return TrainConfig(
         batch_size=8,
         micro_batch_size=8,
@@ -151,4 +162,5 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "sprites-vae": sprites_vae,
     "sprites-base": sprites_base,
     "sprites": sprites,
+    "sprites-small": sprites_small,
 }

@@ -181,11 +181,12 @@ def data_sprites(
         int, typer.Option(min=1, max=999_999, help="How many; one in fifty is held out as 'val'.")
     ] = 20_000,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    small: Annotated[float, typer.Option(min=0, max=1, help="Share of small creatures.")] = 0.25,
 ) -> None:
     """Draw clips of the sprite world, on which the embedded model is trained; goes on after an interruption."""
     from videomaker.sprites.dataset import write_dataset
 
-    typer.echo(write_dataset(out, clips=clips, seed=seed))
+    typer.echo(write_dataset(out, clips=clips, seed=seed, small=small))
 
 
 def _report(done: str, dropped: dict[str, int]) -> None:

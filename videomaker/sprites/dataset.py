@@ -17,6 +17,7 @@ from .world import (
     ENLARGEMENT,
     FPS,
     NUM_FRAMES,
+    SMALL,
     draw_clip,
     draw_portrait,
     enlarge,
@@ -24,15 +25,16 @@ from .world import (
     random_clip,
 )
 
-_NAME = re.compile(r"\d+-\d{6,}")  # SEED-NUMBER
+_NAME = re.compile(r"\d+(-small[\d.e-]+)?-\d{6,}")  # SEED-NUMBER, or SEED-smallSHARE-NUMBER
 VAL_EVERY = 50  # every so many clips, one is held out; it shows a creature of the test split
 
 
-def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
+def write_dataset(out: Path, *, clips: int, seed: int = 0, small: float = SMALL) -> Path:
     """Writes `clips` clips and returns the manifest's path. Clips that are already there are kept.
 
-    A clip's content depends only on `seed` and its number. Its reference is the creature's portrait, mirrored or not,
-    on a background of its own, with a mask; so the training can highlight the subject or leave the frame raw.
+    A clip's content depends only on `seed`, its number and the share of `small` creatures, all in its name. Its
+    reference is the creature's portrait, mirrored or not, on a background of its own, with a mask; so the training can
+    highlight the subject or leave the frame raw.
 
     Raises:
         InputError: `out` has a manifest of other clips.
@@ -43,7 +45,8 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0) -> Path:
     for folder in ("videos", "references", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     numbers = tqdm(range(clips), desc="sprites", unit="clip")
-    lines = [_write_clip(out, number, np.random.default_rng([seed, number]), seed) for number in numbers]
+    series = f"{seed}" if small == SMALL else f"{seed}-small{small:g}"
+    lines = [_write_clip(out, number, seed, small, f"{series}-{number:06d}") for number in numbers]
     write_manifest(out / "manifest.jsonl", lines)
     return out / "manifest.jsonl"
 
@@ -56,14 +59,14 @@ def _is_ours(out: Path) -> bool:
     return all(isinstance(x, Clip) and _NAME.fullmatch(x.id) and x.video == f"videos/{x.id}.mp4" for x in lines)
 
 
-def _write_clip(out: Path, number: int, rng: np.random.Generator, seed: int):
+def _write_clip(out: Path, number: int, seed: int, small: float, name: str):
     from videomaker.data.manifest import Clip as Line
     from videomaker.data.manifest import Reference
 
+    rng = np.random.default_rng([seed, number])
     held_out = number % VAL_EVERY == VAL_EVERY - 1
-    clip = random_clip(rng, split="test" if held_out else "train")
+    clip = random_clip(rng, split="test" if held_out else "train", small=small)
     portrait, mask = draw_portrait(clip.creature.view(mirrored=bool(rng.integers(2))), random_background(rng))
-    name = f"{seed}-{number:06d}"
     video, image, stencil = f"videos/{name}.mp4", f"references/{name}.png", f"masks/{name}.png"
     _write_image(out / image, enlarge(portrait))
     _write_image(out / stencil, enlarge(255 * mask.astype(np.uint8)))

@@ -105,13 +105,16 @@ def caption(size: str, motion: str, background: str) -> str:
     return f"a {size} creature {motion} over {background}"
 
 
-def random_clip(rng: np.random.Generator, *, split: Split) -> Clip:
-    """A creature of the split with any motion, background and size; one in four is small."""
+SMALL = 0.25  # share of small creatures in what is drawn at random, unless another is asked for
+
+
+def random_clip(rng: np.random.Generator, *, split: Split, small: float = SMALL) -> Clip:
+    """A creature of the split with any motion, background and size; a share of `small` of them is small."""
     return Clip(
         creature=random_creature(rng, split=split),
         motion=str(rng.choice(list(MOTIONS))),
         background=random_background(rng),
-        size="small" if rng.random() < 0.25 else "big",
+        size="small" if rng.random() < small else "big",
     )
 
 
