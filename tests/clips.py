@@ -32,12 +32,14 @@ def write_video(path, num_frames, **settings):
     return encode(path, [index_picture(index) for index in range(num_frames)], **settings)
 
 
-def encode(path, pictures, *, codec="libx264", pts=None, options=None, rotation=0, aspect=None, fragments=False):
+def encode(
+    path, pictures, *, codec="libx264", pts=None, options=None, rotation=0, aspect=None, fragments=False, rate=25
+):
     path.parent.mkdir(parents=True, exist_ok=True)
     options = dict(options or {})
     flags = {"movflags": "frag_keyframe+empty_moov" if fragments else "faststart"}
     with av.open(str(path), "w", options=flags if path.suffix in (".mp4", ".mov") else {}) as container:
-        stream = container.add_stream(codec, rate=25, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pictures[0].shape[:2] if pictures else (SIZE, SIZE)
         stream.pix_fmt = "yuv420p"
         if rotation:

@@ -54,6 +54,12 @@ def test_unusable_videos_say_why(tmp_path, kind):
     assert error.value.reason == ("not a video" if kind == "only sound" else kind)
 
 
+def test_an_absurd_frame_rate_is_a_reason(tmp_path):
+    """The manifest takes none such, so the clip is left out when it is looked at, not when its line is written."""
+    with pytest.raises(ClipError, match="2e\\+06 frames a second"):
+        probe(write_video(tmp_path / "clip.mp4", 10, rate=2_000_000))
+
+
 CONTAINERS = {
     "b-frames.ts": {"options": {"g": "12", "bf": "3"}},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"g": "12", "bf": "2", "q": "2"}},

@@ -15,8 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -25,6 +23,10 @@ from videomaker.errors import InputError
 from videomaker.files import atomic_path, check_file_name
 
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+Index = Annotated[int, Field(ge=0, le=10**9)]  # of frames; a year of video has about as many
+Side = Annotated[int, Field(gt=0, le=10**6)]
+MAX_RATE = 10**6  # frames a second, beyond which no camera records a clip that somebody trains on
+Rate = Annotated[FiniteFloat, Field(gt=0, le=MAX_RATE)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
@@ -38,7 +40,7 @@ class Reference(BaseModel):
     box: Annotated[tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat], Field(strict=False)] | None = (
         None  # x1, y1, x2, y2 in pixels
     )
-    frame: NonNegativeInt | None = None  # index in the clip; used when there is no image
+    frame: Index | None = None  # index in the clip; used when there is no image
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Reference:
@@ -59,10 +61,10 @@ class Clip(BaseModel):
     captions: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
     category: str | None = None
     subject_phrase: str | None = None
-    num_frames: NonNegativeInt | None = None
-    fps: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    width: PositiveInt | None = None
-    height: PositiveInt | None = None
+    num_frames: Index | None = None
+    fps: Rate | None = None
+    width: Side | None = None
+    height: Side | None = None
     refs: Annotated[tuple[Reference, ...], Field(strict=False)] = ()
     split: Text = "train"
     shard: Text | None = None  # a tar file of which the paths above are members

@@ -19,6 +19,7 @@ from videomaker.media import MAX_PIXELS, local_url
 
 from .errors import ClipError, unexpected
 from .geometry import Geometry, geometry_of
+from .manifest import MAX_RATE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,8 +119,8 @@ class Video:
     def info(self) -> VideoInfo:
         """What the manifest records; the first frame is decoded, since only frames say how they are shown."""
         num_frames, rate = self.count(), self._stream.average_rate or self._stream.guessed_rate
-        if not rate:
-            raise ClipError("broken", "no frame rate")
+        if not rate or rate > MAX_RATE:
+            raise ClipError("broken", f"{float(rate):g} frames a second" if rate else "no frame rate")
         width, height = self.geometry.size
         return VideoInfo(num_frames, float(rate), width, height)
 
@@ -155,8 +156,8 @@ class Video:
         if self.variable_rate and times and self._stream.time_base:
             return float((len(times) - 1) / ((times[-1] - times[0]) * self._stream.time_base))
         rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate:
-            raise ClipError("broken", "no frame rate")
+        if not rate or rate > MAX_RATE:
+            raise ClipError("broken", f"{float(rate):g} frames a second" if rate else "no frame rate")
         return float(rate)
 
     def window(self, position: float, *, num_frames: int, stride: float) -> list[int]:
