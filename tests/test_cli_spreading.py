@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import pytest
@@ -27,6 +28,29 @@ def test_what_cannot_be_spread_is_refused(options, words, monkeypatch):
     result = CliRunner().invoke(app, [*MEASURE, *options])
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("127.0.0.1:1", "refused"),
+        ("ray://127.0.0.1:1", "refused"),
+        ("[::1]:1", "nothing answers there"),
+        ("no-such-host.invalid:6379", "nothing answers there"),
+        ("127.0.0.1:99999", "nothing answers there"),
+    ],
+)
+def test_an_address_where_nothing_listens_is_refused_at_once(address, words):
+    """Ray would ask it for minutes."""
+    with pytest.raises(InputError, match=words) as error:
+        spreading._check_reachable(address)
+    assert str(error.value).startswith(f"--ray {address}: nothing answers there (")
+
+
+def test_what_listens_or_names_no_port_is_left_to_ray():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        spreading._check_reachable(f"127.0.0.1:{server.getsockname()[1]}")
+    spreading._check_reachable("auto")
 
 
 def test_a_task_runs_the_command_in_the_folder_and_returns_what_it_prints(tmp_path, monkeypatch):

@@ -85,6 +85,14 @@ def test_an_interrupted_cache_goes_on(cached):
     open_for(config, pipeline)
 
 
+def test_a_cache_of_nothing_is_refused_and_not_written(cached):
+    root, config, pipeline = cached
+    slow = dataclasses.replace(config, frame_stride=1_000_000)
+    with pytest.raises(InputError, match=r"no clip of .*manifest.jsonl can be encoded \(.*too short.*\)"):
+        build_cache(slow, pipeline, root / "another")
+    assert not (root / "another").exists()
+
+
 def test_a_stale_cache_is_refused(cached):
     root, config, pipeline = cached
     with pytest.raises(InputError, match="stale: frame_stride was 4, is 5"):

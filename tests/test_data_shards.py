@@ -82,3 +82,10 @@ def test_sharding_leaves_bad_clips_out(tmp_path):
     path = write_lines(tmp_path / "manifest.jsonl", [{"video": f"{name}.mp4", "caption": "x"} for name in names])
     assert write_shards(path, tmp_path / "out") == (1, {"not a video": 1, "missing": 1})
     assert [clip.id for clip in manifests.read_manifest(tmp_path / "out" / "manifest.jsonl")] == ["good"]
+
+
+def test_shards_of_nothing_are_refused_and_not_left(tmp_path):
+    write_lines(tmp_path / "manifest.jsonl", [{"video": f"{name}.mp4", "caption": "gone"} for name in "abc"])
+    with pytest.raises(InputError, match="no clip of"):
+        write_shards(tmp_path / "manifest.jsonl", tmp_path / "shards", clips_per_shard=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]

@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PANEL = "Many machines"
 MAX_RETRIES = 3  # of a part whose process or machine died
 WHOLE = "1/1"
+REACHED_WITHIN = 10  # seconds, for an address to take a connection
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,31 @@ def _connect(address: str) -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise InputError("--ray needs Ray: pip install -e '.[ray]'") from error
+    _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     try:
         ray.init(address=address, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--ray {address}: no cluster answers ({reason}); start one with ray start --head") from error
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address at which nothing listens; Ray itself asks it for minutes.
+
+    Args:
+        address: `HOST:PORT` or `ray://HOST:PORT`; what names no port is left to Ray.
+
+    Raises:
+        InputError: nothing there takes a connection.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not (separator and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_WITHIN).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(f"--ray {address}: nothing answers there ({error}); give a cluster's address") from error
 
 
 def _wait(ray: Any, parts: Sequence[Any]) -> None:

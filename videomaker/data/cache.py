@@ -26,7 +26,7 @@ from videomaker.digests import blake2b_of_all
 from videomaker.errors import InputError
 from videomaker.files import atomic_path, check_results_folder, read_json
 
-from .check import map_files
+from .check import describe_counts, map_files
 from .dataset import DataConfig, decode_window
 from .encode import Encoders, encode_latents, tokenize
 from .manifest import Clip, read_manifest
@@ -110,7 +110,7 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
         The number of clips cached, and the number of those that cannot be, by reason.
 
     Raises:
-        InputError: the manifest is wrong, or `out` holds a `cache.json` that is no cache's.
+        InputError: the manifest is wrong, no clip can be encoded, or `out` holds a `cache.json` that is no cache's.
     """
     check_results_folder(out, [INDEX], _is_ours)
     models = {"vae": encoders.vae, "text_encoder": encoders.text_encoder, "tokenizer": encoders.tokenizer}
@@ -125,9 +125,11 @@ def build_cache(config: DataConfig, encoders: Encoders, out: Path, *, starts: in
         except ClipError as error:
             entry["reason"] = error.reason
         entries[clip.id] = entry
+    reasons = [entry["reason"] for entry in entries.values() if "reason" in entry]
+    if len(reasons) == len(entries):
+        raise InputError(f"no clip of {manifest} can be encoded ({describe_counts(reasons)}); {out} is not written")
     with atomic_path(out / INDEX) as temporary:
         temporary.write_text(json.dumps({"settings": settings, "entries": entries}))
-    reasons = [entry["reason"] for entry in entries.values() if "reason" in entry]
     return len(entries) - len(reasons), dict(collections.Counter(reasons))
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,18 @@ def write_shards(manifest: Path, out: Path, *, clips_per_shard: int = 500) -> tu
             packed += _packed_clips(shard)
             progress.update(len(chunk))
     if not packed:
+        _withdraw(out)
         raise InputError(f"no clip of {manifest} can be used; `videomaker data check {manifest}` says why")
     write_manifest(out / "manifest.jsonl", packed)
     return len(packed), dict(dropped)
+
+
+def _withdraw(out: Path) -> None:
+    """Takes shards without a single clip away, with the folder if that is all that it holds."""
+    for file in (*out.glob("shard-[0-9]*.tar"), out / PLAN):
+        file.unlink()
+    with suppress(OSError):
+        out.rmdir()
 
 
 def is_claimed(folder: Path) -> bool:
