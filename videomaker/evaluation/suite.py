@@ -119,23 +119,26 @@ def _list(values: dict[str, Any], key: str, file: Path) -> list:
 
 def _subject(entry: Any, file: Path) -> Subject:
     _check_keys(entry, _SUBJECT_KEYS, f"a subject of {file}")
-    name, image, box = str(entry.get("name", "")), entry.get("image"), entry.get("box")
-    if not _NAME.fullmatch(name):
+    name, image, mask, kind, box = (entry.get(key) for key in ("name", "image", "mask", "class", "box"))
+    if type(name) is int:  # YAML reads 5 so
+        name = str(name)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(
-            f"suite {file}: a subject's name {name[:120]!r} should be up to 60 letters, digits, '-', '_' and blanks"
+            f"suite {file}: a subject's name {name!r:.120} should be up to 60 letters, digits, '-', '_' and blanks"
         )
     if not isinstance(image, str):
         raise InputError(f"suite {file}: subject {name!r} needs an image")
     if box is not None and not _is_box(box):
         raise InputError(f"suite {file}: the box of {name!r} should be [x1, y1, x2, y2], not {box!r}")
-    mask, kind = entry.get("mask"), entry.get("class") or ""
-    if not isinstance(kind, str):
+    if not (mask is None or isinstance(mask, str)):
+        raise InputError(f"suite {file}: the mask of {name!r} should be a picture's path, not {mask!r}")
+    if not (kind is None or isinstance(kind, str)):
         raise InputError(f"suite {file}: the class of {name!r} should be a word such as dog, not {kind!r}")
     return Subject(
         name,
         _existing(file.parent / image, f"image of {name!r}"),
-        kind,
-        mask and _existing(file.parent / str(mask), f"mask of {name!r}"),
+        kind or "",
+        None if mask is None else _existing(file.parent / mask, f"mask of {name!r}"),
         (float(box[0]), float(box[1]), float(box[2]), float(box[3])) if box else None,
     )
 
