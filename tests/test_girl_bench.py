@@ -1,0 +1,28 @@
+"""What bench/girl.py says of two gradients, against gradients whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def test_moments_tell_what_stays_from_noise(monkeypatch):
+    """Video: 0.1 everywhere and noise of variance 1; reference: noise of variance 4 and nothing else."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    girl = importlib.import_module("girl")
+    size, batches, source = 1000, 400, torch.Generator().manual_seed(0)
+    found = {name: girl.Moments(*torch.zeros(3, size).unbind()) for name in ("video", "reference")}
+    for _ in range(batches):
+        video = 0.1 + torch.randn(size, generator=source)
+        found["video"].add(video, video)
+        found["reference"].add(2 * torch.randn(size, generator=source), video)
+    result = girl.summary(found)
+    assert result["norm"]["video"] == pytest.approx((size * 1.01) ** 0.5, rel=0.01)
+    assert result["signal"]["video"] == pytest.approx((size * 0.01) ** 0.5, rel=0.1)
+    assert result["signal"]["reference"] < 1.2  # the mean itself has a norm of 3.2, by chance
+    assert abs(result["cosine of means"]) < 0.15
+    assert result["rate left at β"]["1.0"] == pytest.approx((1.01 / 5.01) ** 0.5, abs=0.01)
+    assert result["rate left at β"]["0.1"] == pytest.approx((1.01 / 1.05) ** 0.5, abs=0.01)
