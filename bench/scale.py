@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=10_000, help="kills: how many")
     parser.add_argument("--workers", type=int, default=8, help="kills: processes; rates: the most")
     parser.add_argument("--kill-every", type=float, default=5.0, help="kills: seconds between two kills")
+    parser.add_argument("--pgbouncer", action="store_true", help="kills: all by way of four connections that it shares")
     parser.add_argument("--restarts", type=int, default=2, help="kills: of the database, spread over the jobs")
     parser.add_argument("--seconds", type=float, default=5.0, help="rates: of each measurement")
     parser.add_argument("--per-hour", type=float, default=1000.0, help="capacity: videos that come in")

@@ -11,12 +11,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from server_process import ServerProcess, submit
-from services import Postgres
+from services import PgBouncer, Postgres
 from serving_bench import fake_state, put_job
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,8 +54,12 @@ WITNESSES = (
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
     """None lost, none with two results, no owner over its limit, whatever is killed."""
-    with tempfile.TemporaryDirectory(prefix="videomaker-bench-") as name, Postgres(Path(name) / "pg") as server:
-        folder, url = Path(name), server.create()
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="videomaker-bench-")))
+        server = opened.enter_context(Postgres(folder / "pg"))
+        url = server.create()
+        if options.pgbouncer:
+            url = opened.enter_context(PgBouncer(server, folder / "pgbouncer")).through(url)
         state = _state(folder, url)
         with state.database.write() as connection:
             for statement in WITNESSES:
@@ -73,8 +77,9 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             pool.stop()
             housekeeper.stop()
-        figures = {"seconds": round(seconds, 1), "workers_killed": killed, "database_crashes": restarts,
-                   "servers_killed": 1, "jobs_per_s": round(options.jobs / seconds, 1)}  # fmt: skip
+        figures = {"pgbouncer": options.pgbouncer, "seconds": round(seconds, 1), "workers_killed": killed,
+                   "database_crashes": restarts, "servers_killed": 1,
+                   "jobs_per_s": round(options.jobs / seconds, 1)}  # fmt: skip
         return {**_verdict(state, _accepted(submitters), options.jobs), **figures}
 
 

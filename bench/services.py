@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 BUCKET = "videos"
 _OTHER = "nobody"  # who runs what refuses to be run by root
 _START_SECONDS = 60
@@ -95,13 +97,7 @@ class Postgres:
         command = [self._bin / "postgres", "-D", self.folder / "data"]
         self._process = subprocess.Popen(command, user=self._user, cwd="/", stdout=log, stderr=log)
         log.close()
-        import psycopg  # late: installed with the programs
-
-        def ask() -> None:
-            with psycopg.connect(self.url().replace("+psycopg", ""), connect_timeout=2):
-                pass
-
-        _wait(ask, self._process, self.folder / "log")
+        _wait(lambda: _knock(self.url()), self._process, self.folder / "log")
 
     def stop(self, *, crash: bool = False) -> None:
         """Ends it and every connection; `crash` as a power cut would."""
@@ -114,6 +110,61 @@ class Postgres:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self.stop()
+
+
+class PgBouncer:
+    """A pool of few connections before a PostgreSQL: a client has one for as long as its transaction lasts.
+
+    Args:
+        postgres: whose connections it shares out.
+        folder: for its settings; made new.
+        connections: to PostgreSQL, for each database.
+
+    Raises:
+        Unavailable: it is not installed; no Python package holds it.
+    """
+
+    def __init__(self, postgres: Postgres, folder: Path, *, connections: int = 4):
+        program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+        if program is None:
+            raise Unavailable("there is no PgBouncer: install the system's pgbouncer")
+        self.postgres, self.port = postgres, free_port()
+        user = _OTHER if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+        folder.mkdir(parents=True)
+        behind = make_url(postgres.url())
+        settings = {
+            "listen_addr": "127.0.0.1", "listen_port": self.port, "unix_socket_dir": "", "pool_mode": "transaction",
+            "default_pool_size": connections, "max_client_conn": 1000, "auth_type": "scram-sha-256",
+            "auth_file": folder / "users", "logfile": "", "pidfile": "", "server_login_retry": 1,
+        }  # fmt: skip
+        (folder / "users").write_text(f'"{behind.username}" "{behind.password}"\n')
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n[pgbouncer]\n"
+            + "".join(f"{name} = {value}\n" for name, value in settings.items())
+        )
+        if user:
+            _let_through(folder)
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, user)
+        with (folder / "log").open("ab") as log:
+            command = [program, folder / "pgbouncer.ini"]
+            self._process = subprocess.Popen(command, user=user, cwd="/", stdout=log, stderr=log)
+        _wait(lambda: _knock(self.through(postgres.url())), self._process, folder / "log")
+
+    def through(self, url: str) -> str:
+        """A database's URL, by way of the pool."""
+        return make_url(url).set(port=self.port).render_as_string(hide_password=False)
+
+    def stop(self) -> None:
+        """Ends it and every connection."""
+        self._process.kill()
+        self._process.wait(60)
+
+    def __enter__(self) -> PgBouncer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 class ObjectStore:
@@ -205,6 +256,14 @@ def _wait(ask: Callable[[], None], process: subprocess.Popen, log: Path) -> None
                 process.kill()
                 raise RuntimeError(f"it does not start ({error}): {log.read_text(errors='replace')[-2000:]}") from error
         time.sleep(0.1)
+
+
+def _knock(url: str) -> None:
+    """Raises where a database takes no connection."""
+    import psycopg  # late: installed with the programs
+
+    with psycopg.connect(url.replace("+psycopg", ""), connect_timeout=2):
+        pass
 
 
 def _postgres_programs(user: str | None) -> Path:

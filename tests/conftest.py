@@ -78,14 +78,33 @@ def ray_cluster(object_store):
         yield address
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])
+@pytest.fixture(scope="session")
+def pgbouncer(postgres):
+    """A pool of transactions before the PostgreSQL server."""
+    from services import PgBouncer, Unavailable
+
+    with tempfile.TemporaryDirectory(prefix="vm-services-", ignore_cleanup_errors=True) as folder:
+        try:
+            pool = PgBouncer(postgres, Path(folder) / "pgbouncer")
+        except Unavailable as error:
+            pytest.skip(str(error))
+        with pool:
+            yield pool
+
+
+_DATABASES = ["sqlite", *(pytest.param(kind, marks=pytest.mark.scale) for kind in ("postgresql", "pgbouncer"))]
+
+
+@pytest.fixture(params=_DATABASES)
 def any_database(request, tmp_path):
     """An empty database of each kind."""
     from videomaker.serve.database import Database
 
     url = f"sqlite:///{tmp_path / 'q.db'}"
-    if request.param == "postgresql":
+    if request.param != "sqlite":
         url = request.getfixturevalue("postgres").create()
+    if request.param == "pgbouncer":
+        url = request.getfixturevalue("pgbouncer").through(url)
     database = Database(url)
     yield database
     database.close()

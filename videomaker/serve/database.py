@@ -26,9 +26,10 @@ T = TypeVar("T")
 # A connection that was lost, a server that starts or ends, a deadlock: what the same transaction may not meet again.
 PASSING = (OperationalError, InterfaceError)
 BUSY_SECONDS = 30  # how long a writer waits for another on SQLite
-# Of libpq, in seconds (the last in milliseconds): a server whose host is gone is noticed, not waited for.
+# Of libpq, in seconds (the last in milliseconds): a server whose host is gone is noticed, not waited for. Of psycopg:
+# nothing is prepared, since behind a pool of transactions (PgBouncer) the next one may run on another connection.
 _POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
-             "tcp_user_timeout": 20_000}  # fmt: skip
+             "tcp_user_timeout": 20_000, "prepare_threshold": None}  # fmt: skip
 RETRY_SECONDS = (0.05, 1.0)  # between two tries of a transaction: the first pause, the longest
 _CLOCKS = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
