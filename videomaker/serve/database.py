@@ -94,8 +94,19 @@ class Database:
 
     def _connect(self, dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
         """A restart or a failover is over in seconds: whoever asks meanwhile waits rather than fails."""
+
+        def connect() -> Any:
+            connection = dialect.connect(*arguments, **options)
+            try:
+                connection.execute("SELECT 1")  # PgBouncer takes connections also while its database is away
+                connection.rollback()
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
         patience = 0.0 if getattr(self._hurry, "on", False) else self._patience
-        return wait_out(lambda: dialect.connect(*arguments, **options), patience, dialect.loaded_dbapi.OperationalError)
+        return wait_out(connect, patience, dialect.loaded_dbapi.OperationalError)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
