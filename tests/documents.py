@@ -34,6 +34,7 @@ FOREIGN = {
     "podman",
     "psql",
     "ray",
+    "serve",
     "sudo",
     "systemctl",
 }
