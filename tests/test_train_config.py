@@ -64,7 +64,7 @@ def test_an_unknown_preset_names_the_nearest():
         load_config("paper-humans")
 
 
-@pytest.mark.parametrize(("suffix", "end"), [("", "sprites"), (".yaml", ".yaml'")])
+@pytest.mark.parametrize(("suffix", "end"), [("", "sprites-small"), (".yaml", ".yaml'")])
 def test_an_error_is_a_line_whatever_its_name_is(suffix, end, capsys):
     assert main(["--config", "a" * 5000 + suffix, "--dry-run"]) == 2
     told = capsys.readouterr().err
