@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from serving import PICTURE, ServerProcess, client_of, make_state, make_worker, submit, wait_for
 from tiny import tiny_lora, tiny_pipeline
 
-from videomaker import media
+from videomaker import default_model_path, media
 from videomaker.errors import InputError
 from videomaker.jobs.prepare import prepare
 from videomaker.jobs.request import ModelSpec, Recipe
@@ -22,6 +23,7 @@ from videomaker.serve.config import load_config
 from videomaker.serve.database import Database
 from videomaker.serve.model_files import localised
 from videomaker.serve.model_renderer import ModelRenderer
+from videomaker.serve.models import describe_model
 from videomaker.serve.registry import Registry
 from videomaker.serve.renderer import RenderJob
 from videomaker.serve.state import State
@@ -86,6 +88,18 @@ def test_each_model_has_what_the_settings_say_and_its_own(models, tmp_path):
 def test_what_cannot_be_meant_is_refused(models, tmp_path, changes, flags, words):
     with pytest.raises(InputError, match=words):
         load_config(write(tmp_path, table(models, **changes)), **flags)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("unet", "sample_size", "x"), ("unet", "motion_max_seq_length", [8]), ("vae", "block_out_channels", 5)],
+)
+def test_a_model_whose_configurations_are_damaged_is_refused_at_the_start(tmp_path, part, name, value):
+    shutil.copytree(default_model_path(), tmp_path / "model")
+    file = tmp_path / "model" / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=r"configurations of .* cannot be used"):
+        describe_model(load_config(model=str(tmp_path / "model"), data=str(tmp_path / "data")))
 
 
 def test_a_lora_that_is_not_there_is_refused(models, tmp_path):

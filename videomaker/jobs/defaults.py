@@ -94,7 +94,8 @@ def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int
         unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         side, limit = int(unet["sample_size"]) * factor, unet.get("motion_max_seq_length")
-    except (InputError, KeyError, TypeError, ValueError):
+        limit = None if limit is None else int(limit)
+    except (InputError, KeyError, TypeError, ValueError, OverflowError):
         return None  # loading the model says what is wrong with it
     if side < 1:  # likewise
         return None

@@ -87,8 +87,12 @@ def describe_model(config: ServeConfig) -> ModelFacts:
     unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
     motion = _read(Path(config.motion_adapter) / "config.json") if config.motion_adapter else unet
     schedule = _read(folder / "scheduler" / "scheduler_config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = unet["sample_size"] * factor
+    try:
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        side, positions = int(unet["sample_size"]) * factor, int(motion.get("motion_max_seq_length") or 32)
+        train_steps = int(schedule["num_train_timesteps"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the configurations of {config.model} cannot be used: {error!r}") from error
     own, note = generation_defaults(folder)
     settings = {**asdict(PAPER_SETTINGS), "height": side, "width": side}
     settings.update({name: value for name, value in asdict(own).items() if value is not None})
@@ -96,8 +100,8 @@ def describe_model(config: ServeConfig) -> ModelFacts:
         name=config.name,
         defaults={name: settings[ours] for name, ours in _SETTINGS.items()},
         factor=factor,
-        max_positions=motion.get("motion_max_seq_length", 32),
-        max_steps=min(config.max_steps, schedule["num_train_timesteps"]),
+        max_positions=positions,
+        max_steps=min(config.max_steps, train_steps),
         note=note,
     )
 
