@@ -29,8 +29,7 @@ from videomaker.sprites.world import FPS, NUM_FRAMES
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 UNTRAINED = Path("runs/sprites-untrained")
-FINAL = Path("runs/sprites-small")
-
+SPRITES, FINAL = Path("runs/sprites"), Path("runs/sprites-small")
 SMALL_SEED, SMALL_SHARE = 7, 0.8  # of the clips for the last run
 
 
@@ -108,6 +107,8 @@ def main() -> None:
     encode_clips("sprites-base")
     train("sprites-base", options.overrides)
     train("sprites", options.overrides)
+    if not (SPRITES / "pipeline").is_dir():
+        export_run(SPRITES, SPRITES / "pipeline", dtype="fp32", whole=True)
     encode_clips("sprites-small")
     train("sprites-small", options.overrides)
     install(export_run(FINAL, FINAL / "default", dtype="fp16", whole=True), options.place)

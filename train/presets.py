@@ -112,7 +112,7 @@ def sprites_small() -> TrainConfig:
         run,
         steps=12_000,
         data=replace(run.data, manifest="data/sprites-small/manifest.jsonl", cache="data/sprites-small-cache"),
-        model=replace(run.model, path="runs/sprites/export"),
+        model=replace(run.model, path="runs/sprites/pipeline"),
     )
 
 
