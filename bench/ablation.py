@@ -98,7 +98,6 @@ _WHOLE = _MOTION | {"data__highlight": True}
 GIRL_ROWS = {
     "GIRL of a tenth": _row(method__girl_weight=0.01),
     "GIRL at a larger step": _row(**_GIRL, method__girl_alpha=0.1),
-    "GIRL at half the step": _row(**_GIRL, method__girl_alpha=0.5),
     "GIRL at a higher rate": _row(**_GIRL, optimizer__learning_rate=2.2e-3),
     "PISA at a higher rate": _row(optimizer__learning_rate=2.2e-3),
     "all but GIRL": _row(**_WHOLE | {"method__girl_weight": 0.0}),

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import make_url
 
@@ -50,7 +51,7 @@ class Postgres:
     """
 
     def __init__(self, folder: Path, *, durable: bool = False):
-        self.folder, self._user = folder, _OTHER if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+        self.folder, self._user = folder, _other_user()
         folder.mkdir(parents=True)
         if self._user:
             _let_through(folder)
@@ -112,7 +113,24 @@ class Postgres:
             self.stop()
 
 
-class PgBouncer:
+class _EndedAtOnce:
+    """A program that may be killed: what it was told stays, or there is nothing to stay."""
+
+    _process: subprocess.Popen
+
+    def stop(self) -> None:
+        """Ends it and every connection at once."""
+        self._process.kill()
+        self._process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class PgBouncer(_EndedAtOnce):
     """A pool of few connections before a PostgreSQL: a client has one for as long as its transaction lasts.
 
     Args:
@@ -129,7 +147,7 @@ class PgBouncer:
         if program is None:
             raise Unavailable("there is no PgBouncer: install the system's pgbouncer")
         self.postgres, self.port = postgres, free_port()
-        user = _OTHER if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+        user = _other_user()
         folder.mkdir(parents=True)
         behind = make_url(postgres.url())
         settings = {
@@ -155,19 +173,8 @@ class PgBouncer:
         """A database's URL, by way of the pool."""
         return make_url(url).set(port=self.port).render_as_string(hide_password=False)
 
-    def stop(self) -> None:
-        """Ends it and every connection."""
-        self._process.kill()
-        self._process.wait(60)
 
-    def __enter__(self) -> PgBouncer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-class ObjectStore:
+class ObjectStore(_EndedAtOnce):
     """SeaweedFS as a store that speaks S3, with one bucket.
 
     Args:
@@ -189,7 +196,6 @@ class ObjectStore:
         parts = ("master", "volume", "filer", "s3")
         self._ports = {f"{part}.port{kind}": free_port() for part in parts for kind in ("", ".grpc")}
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-        self._process: subprocess.Popen | None = None
         self.start()
 
     @property
@@ -223,17 +229,6 @@ class ObjectStore:
             store = Store(f"s3://{BUCKET}/probe", {"endpoint": self.endpoint}, patience=1)
         store.put(secrets.token_hex(8), b"x")
 
-    def stop(self) -> None:
-        """Ends it at once; what was put stays."""
-        self._process.kill()
-        self._process.wait(60)
-
-    def __enter__(self) -> ObjectStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
@@ -256,6 +251,11 @@ def _wait(ask: Callable[[], None], process: subprocess.Popen, log: Path) -> None
                 process.kill()
                 raise RuntimeError(f"it does not start ({error}): {log.read_text(errors='replace')[-2000:]}") from error
         time.sleep(0.1)
+
+
+def _other_user() -> str | None:
+    """Who runs a program that root may not run."""
+    return _OTHER if hasattr(os, "geteuid") and os.geteuid() == 0 else None
 
 
 def _knock(url: str) -> None:

@@ -20,6 +20,8 @@ def test_moments_tell_what_stays_from_noise(monkeypatch):
         found["video"].add(video, video)
         found["reference"].add(2 * torch.randn(size, generator=source), video)
     result = girl.summary(found)
+    # Standard deviations: of a norm .1 %, of the video's signal 1.7 %, of a cosine .03, of a rate .002 (means of 400
+    # batches over 1,000 numbers); each bound is five of them or more. The reference's signal is 0 give or take .67.
     assert result["norm"]["video"] == pytest.approx((size * 1.01) ** 0.5, rel=0.01)
     assert result["signal"]["video"] == pytest.approx((size * 0.01) ** 0.5, rel=0.1)
     assert result["signal"]["reference"] < 1.2  # the mean itself has a norm of 3.2, by chance

@@ -92,11 +92,17 @@ def test_what_cannot_be_meant_is_refused(models, tmp_path, changes, flags, words
 
 @pytest.mark.parametrize(
     ("part", "name", "value"),
-    [("unet", "sample_size", "x"), ("unet", "motion_max_seq_length", [8]), ("vae", "block_out_channels", 5)],
+    [
+        ("unet", "sample_size", "x"),
+        ("unet", "motion_max_seq_length", [8]),
+        ("vae", "block_out_channels", 5),
+        ("unet", "sample_size", 0),
+        ("scheduler", "num_train_timesteps", "x"),
+    ],
 )
 def test_a_model_whose_configurations_are_damaged_is_refused_at_the_start(tmp_path, part, name, value):
     shutil.copytree(default_model_path(), tmp_path / "model")
-    file = tmp_path / "model" / part / "config.json"
+    file = next((tmp_path / "model" / part).glob("*config.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(InputError, match=r"configurations of .* cannot be used"):
         describe_model(load_config(model=str(tmp_path / "model"), data=str(tmp_path / "data")))

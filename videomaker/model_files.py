@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from videomaker.errors import InputError
 from videomaker.files import is_lfs_pointer, read_json
@@ -25,6 +25,32 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _MOST_LAYERS, _MOST = 128, 10**7  # of a block; of anything else in a configuration
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _FLOATING, _COUNTS = ("F64", "F32", "F16", "BF16"), ("position_ids", "num_batches_tracked")
+
+
+class ModelSizes(NamedTuple):
+    """What the configurations say of a model's frames."""
+
+    factor: int  # pixels to a latent, along a side
+    side: int  # pixels of the usual frame
+    positions: int | None  # frames and references that the motion modules can tell apart; None: they do not say
+
+
+def read_sizes(folder: Path, motion_adapter: Path | None = None) -> ModelSizes:
+    """The sizes of the model in `folder`, or of its UNet with another adapter's motion modules.
+
+    Raises:
+        InputError: a configuration is missing, or says no such size.
+    """
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    motion = read_json(motion_adapter / "config.json") if motion_adapter else unet
+    try:
+        factor, positions = 2 ** (len(vae["block_out_channels"]) - 1), motion.get("motion_max_seq_length")
+        sizes = ModelSizes(factor, int(unet["sample_size"]) * factor, None if positions is None else int(positions))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the configurations of {folder} cannot be used: {error!r}") from error
+    if sizes.side < 1:
+        raise InputError(f"the configurations of {folder} cannot be used: sample_size {unet['sample_size']!r}")
+    return sizes
 
 
 def check_model_files(folder: Path, *, given: Collection[str] = ()) -> None:

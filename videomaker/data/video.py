@@ -118,11 +118,15 @@ class Video:
 
     def info(self) -> VideoInfo:
         """What the manifest records; the first frame is decoded, since only frames say how they are shown."""
-        num_frames, rate = self.count(), self._stream.average_rate or self._stream.guessed_rate
+        num_frames, rate = self.count(), self._declared_rate()
+        width, height = self.geometry.size
+        return VideoInfo(num_frames, rate, width, height)
+
+    def _declared_rate(self) -> float:
+        rate = self._stream.average_rate or self._stream.guessed_rate
         if not rate or rate > MAX_RATE:
             raise ClipError("broken", f"{float(rate):g} frames a second" if rate else "no frame rate")
-        width, height = self.geometry.size
-        return VideoInfo(num_frames, float(rate), width, height)
+        return float(rate)
 
     def count(self) -> int:
         """The number of frames, by MP4's index where there is one, so that the packets need not be read.
@@ -155,10 +159,7 @@ class Video:
         times = self.timestamps
         if self.variable_rate and times and self._stream.time_base:
             return float((len(times) - 1) / ((times[-1] - times[0]) * self._stream.time_base))
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate or rate > MAX_RATE:
-            raise ClipError("broken", f"{float(rate):g} frames a second" if rate else "no frame rate")
-        return float(rate)
+        return self._declared_rate()
 
     def window(self, position: float, *, num_frames: int, stride: float) -> list[int]:
         """The indices of `num_frames` frames, `stride` apart.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from videomaker import default_model_path
 from videomaker.errors import InputError
-from videomaker.files import read_json
 from videomaker.generation import read_generation_defaults
 from videomaker.media_limits import check_writer, default_upscale
+from videomaker.model_files import read_sizes
 
 from .request import ModelSpec, Output, Settings
 from .resolved import ResolvedOutput, ResolvedSettings
@@ -91,14 +91,9 @@ def settings_without_model(spec: ModelSpec, asked: Settings, num_references: int
     folder = model_folder(spec.source)
     defaults, _ = generation_defaults(folder)
     try:
-        unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        side, limit = int(unet["sample_size"]) * factor, unet.get("motion_max_seq_length")
-        limit = None if limit is None else int(limit)
-    except (InputError, KeyError, TypeError, ValueError, OverflowError):
+        factor, side, limit = read_sizes(folder)
+    except InputError:
         return None  # loading the model says what is wrong with it
-    if side < 1:  # likewise
-        return None
     settings = resolve_settings(asked, defaults, side)
     for name in ("width", "height"):
         if getattr(settings, name) % factor:

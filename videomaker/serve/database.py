@@ -17,7 +17,6 @@ except ImportError:  # Windows: writers wait as SQLite lets them
 from sqlalchemy import Connection, Double, create_engine, event, make_url, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 
 from videomaker.errors import InputError
@@ -55,7 +54,6 @@ class Database:
 
     Args:
         url: of SQLAlchemy.
-        pooled: whether connections are kept; a process that waits most of the time does without.
         patience: seconds for which a PostgreSQL server that takes no connection is waited for.
 
     Attributes:
@@ -65,7 +63,7 @@ class Database:
         InputError: it is another kind of database, or its driver is not installed.
     """
 
-    def __init__(self, url: str, *, pooled: bool = True, patience: float = 10):
+    def __init__(self, url: str, *, patience: float = 10):
         kind = make_url(url).get_backend_name()
         if kind not in _CLOCKS:
             raise InputError(f"database {kind!r} is not supported: give sqlite:///… or postgresql+psycopg://…")
@@ -73,7 +71,7 @@ class Database:
         self.is_sqlite = kind == "sqlite"
         self._line: Path | None = None
         self._patience, self._hurry = patience, threading.local()
-        options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
+        options: dict[str, Any] = {}
         if self.is_sqlite:
             file = Path(make_url(url).database or "")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +95,10 @@ class Database:
 
         def connect() -> Any:
             connection = dialect.connect(*arguments, **options)
-            try:
-                connection.execute("SELECT 1")  # PgBouncer takes connections also while its database is away
-                connection.rollback()
+            try:  # PgBouncer takes connections also while its database is away, and says so at the first question
+                connection.autocommit = True  # or it would be three round trips
+                connection.execute("SELECT 1")
+                connection.autocommit = False
             except BaseException:
                 connection.close()
                 raise

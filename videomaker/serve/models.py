@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from videomaker.errors import InputError
+from videomaker.files import read_json
 from videomaker.jobs.defaults import PAPER_SETTINGS, generation_defaults, model_folder
+from videomaker.model_files import read_sizes
 
 from .config import ServeConfig, Shape
 
@@ -84,15 +85,12 @@ def describe_model(config: ServeConfig) -> ModelFacts:
     folder = model_folder(config.model)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"unknown model {config.model!r}: give 'default' or a folder in the diffusers format")
-    unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
-    motion = _read(Path(config.motion_adapter) / "config.json") if config.motion_adapter else unet
-    schedule = _read(folder / "scheduler" / "scheduler_config.json")
+    factor, side, positions = read_sizes(folder, Path(config.motion_adapter) if config.motion_adapter else None)
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        side, positions = int(unet["sample_size"]) * factor, int(motion.get("motion_max_seq_length") or 32)
         train_steps = int(schedule["num_train_timesteps"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"the configurations of {config.model} cannot be used: {error!r}") from error
+        raise InputError(f"the configurations of {folder} cannot be used: {error!r}") from error
     own, note = generation_defaults(folder)
     settings = {**asdict(PAPER_SETTINGS), "height": side, "width": side}
     settings.update({name: value for name, value in asdict(own).items() if value is not None})
@@ -100,17 +98,10 @@ def describe_model(config: ServeConfig) -> ModelFacts:
         name=config.name,
         defaults={name: settings[ours] for name, ours in _SETTINGS.items()},
         factor=factor,
-        max_positions=positions,
+        max_positions=positions or 32,
         max_steps=min(config.max_steps, train_steps),
         note=note,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def declared_shapes(config: ServeConfig, model: ModelFacts) -> tuple[Shape, ...]:

@@ -45,7 +45,7 @@ def write_dataset(out: Path, *, clips: int, seed: int = 0, small: float = SMALL)
     for folder in ("videos", "references", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     numbers = tqdm(range(clips), desc="sprites", unit="clip")
-    series = f"{seed}" if small == SMALL else f"{seed}-small{small:g}"
+    series = f"{seed}" if small == SMALL else f"{seed}-small{float(small)}"
     lines = [_write_clip(out, number, seed, small, f"{series}-{number:06d}") for number in numbers]
     write_manifest(out / "manifest.jsonl", lines)
     return out / "manifest.jsonl"
