@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 import threading
+import time
 from inspect import signature
 from pathlib import Path
 
@@ -301,3 +302,26 @@ def test_two_threads_over_the_same_modules():
     for thread in threads:
         thread.join()
     assert all(near(video, wanted[index]) for index in range(2) for video in found[index])
+
+
+def test_threads_that_share_a_tokenizer_pad_alike(monkeypatch):
+    pipe = tiny_pipeline()
+    settle = type(pipe.tokenizer).set_truncation_and_padding
+
+    def settle_and_wait(self, **how):
+        settle(self, **how)
+        time.sleep(0.005)  # another thread's turn, before what was settled is read
+
+    monkeypatch.setattr(type(pipe.tokenizer), "set_truncation_and_padding", settle_and_wait)
+    shapes: list = []
+
+    def work() -> None:
+        for _ in range(5):
+            shapes.append(pipe.encode_text("a fox").shape)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shapes == [(1, 77, 16)] * 10

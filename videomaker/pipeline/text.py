@@ -1,5 +1,6 @@
 """Prompts made into embeddings."""
 
+import threading
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -14,6 +15,10 @@ from .checks import check_tensor
 from .parts import Parts
 
 ENDS = 2  # tokens of every text: its start and its end
+
+# Pipelines in several threads may share a tokenizer, which keeps the padding and length that its last call asked for
+# until it reads them, and a text encoder, which keeps LoRA's scale: each text is encoded from end to end by one thread.
+_ENCODING = threading.RLock()
 
 
 def one_for_each(text: str | list[str] | None, count: int) -> list[str]:
@@ -82,7 +87,8 @@ class TextMixin(Parts):
             texts = prompt if isinstance(prompt, list) else [prompt]
             embeds = torch.cat([self._last_hidden(text, self.tokenizer.model_max_length, clip_skip) for text in texts])
             prompt, kwargs = None, {**kwargs, "prompt_embeds": embeds}
-        prompt_embeds, negative_prompt_embeds = super().encode_prompt(prompt, *args, **kwargs)
+        with _ENCODING:
+            prompt_embeds, negative_prompt_embeds = super().encode_prompt(prompt, *args, **kwargs)
         return prompt_embeds, negative_prompt_embeds  # diffusers' own tests read these names in the source
 
     def _encode_prompts(self, prompts: list[str], clip_skip: int | None) -> torch.Tensor:
@@ -111,7 +117,15 @@ class TextMixin(Parts):
         layers = self.text_encoder.config.num_hidden_layers
         if clip_skip is not None and (isinstance(clip_skip, bool) or clip_skip not in range(layers)):
             raise InputError(f"clip_skip is {clip_skip!r}; this text encoder has 0 to {layers - 1} layers to skip")
-        text = self.maybe_convert_prompt(text, self.tokenizer)
+        with _ENCODING:
+            output = self._encoded(self.maybe_convert_prompt(text, self.tokenizer), length, clip_skip is not None)
+        if clip_skip is None:
+            return output[0]
+        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+
+    def _encoded(self, text: str, length: int, every_layer: bool) -> Any:
+        """What the text encoder says of `length` tokens, LoRA scaled as the call asks."""
         tokens = self.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         masked = getattr(self.text_encoder.config, "use_attention_mask", None)
         device = self._execution_device
@@ -120,18 +134,14 @@ class TextMixin(Parts):
         if scaled:
             scale_lora_layers(self.text_encoder, scale)
         try:
-            output = self.text_encoder(
+            return self.text_encoder(
                 tokens.input_ids.to(device),
                 attention_mask=tokens.attention_mask.to(device) if masked else None,
-                output_hidden_states=clip_skip is not None,
+                output_hidden_states=every_layer,
             )
         finally:
             if scaled:
                 unscale_lora_layers(self.text_encoder, scale)
-        if clip_skip is None:
-            return output[0]
-        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
-        return model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
 
 
 # diffusers' own tests, and programs that fill arguments in by name, read it from there.
