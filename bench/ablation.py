@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline
 from measure import environment
+from own_timestep import give_own_timestep
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -66,6 +67,7 @@ class Row:
     reference: str = "raw"
     rival: bool = False  # reference as cross-attention tokens instead of PISA
     trained: bool = True  # False: the base as it is
+    own_timestep: bool = False  # the references' own in the network, instead of their frames'
 
 
 def _row(**changes) -> Row:
@@ -100,6 +102,8 @@ GIRL_ROWS = {
     "GIRL at a larger step": _row(**_GIRL, method__girl_alpha=0.1),
     "GIRL at a higher rate": _row(**_GIRL, optimizer__learning_rate=2.2e-3),
     "PISA at a higher rate": _row(optimizer__learning_rate=2.2e-3),
+    "PISA with its own timestep": replace(_row(), own_timestep=True),
+    "GIRL with its own timestep": replace(_row(**_GIRL), own_timestep=True),
     "all but GIRL": _row(**_WHOLE | {"method__girl_weight": 0.0}),
 }
 ALL_ROWS = ROWS | GIRL_ROWS
@@ -221,11 +225,15 @@ def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> Vi
         return _rival(folder, load_config("sprites", overrides))
     exported = folder / "pipeline"
     if not exported.is_dir():
-        subprocess.run([sys.executable, ROOT / "train/main.py", "--config", "sprites", *overrides], check=True)
+        script = ROOT / ("bench/own_timestep.py" if row.own_timestep else "train/main.py")
+        subprocess.run([sys.executable, script, "--config", "sprites", *overrides], check=True)
         from videomaker.train.export import export_run
 
         export_run(folder, exported, dtype="fp32", whole=True)
-    return VideoMakerPipeline.from_pretrained(exported)
+    pipe = VideoMakerPipeline.from_pretrained(exported)
+    if row.own_timestep:
+        give_own_timestep(pipe.unet, load_config("sprites", overrides).method.girl_alpha)
+    return pipe
 
 
 def _rival(folder: Path, config) -> RivalPipeline:

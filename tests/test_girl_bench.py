@@ -1,4 +1,4 @@
-"""What bench/girl.py says of two gradients, against gradients whose answer is known."""
+"""The experiments about GIRL: what is said of two gradients, and a reference that gets its own timestep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TEXT_WIDTH, tiny_unet
+
+from videomaker.attention import install_pisa
+from videomaker.denoising import predict_noise
 
 
 def test_moments_tell_what_stays_from_noise(monkeypatch):
@@ -28,3 +32,23 @@ def test_moments_tell_what_stays_from_noise(monkeypatch):
     assert abs(result["cosine of means"]) < 0.15
     assert result["rate left at β"]["1.0"] == pytest.approx((1.01 / 5.01) ** 0.5, abs=0.01)
     assert result["rate left at β"]["0.1"] == pytest.approx((1.01 / 1.05) ** 0.5, abs=0.01)
+
+
+def test_a_reference_gets_its_own_timestep(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    own = importlib.import_module("own_timestep")
+
+    @torch.no_grad()
+    def predict(alpha: float | None, timesteps: list[int]) -> torch.Tensor:
+        torch.manual_seed(0)
+        unet = tiny_unet().eval()
+        install_pisa(unet)
+        if alpha is not None:
+            own.give_own_timestep(unet, alpha)
+        noisy, reference, text = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 4, 1, 8, 8), torch.randn(2, 7, TEXT_WIDTH)
+        return torch.cat(predict_noise(unet, noisy, reference, torch.tensor(timesteps), text), dim=2)
+
+    assert torch.equal(predict(1.0, [500, 300]), predict(None, [500, 300]))
+    changed = predict(0.01, [500, 300])
+    assert not torch.allclose(changed[0], predict(None, [500, 300])[0], atol=1e-4)
+    assert torch.equal(changed[1], predict(0.01, [900, 300])[1])  # each video's own
