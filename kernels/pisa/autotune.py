@@ -89,7 +89,7 @@ def candidates(kernel: str, found: dict[str, Config] | None = None) -> Iterator[
     `found` are the kernels tuned already: the forward of training computes in the tiles of the forward of inference, so
     that a recomputed forward has the bits of the first.
     """
-    blocks = ((64, 32), (64, 64), (64, 128), (128, 64), (32, 64))
+    blocks = ((64, 32), (64, 64), (64, 128), (128, 64), (32, 64), (32, 128))
     is_forward = kernel.startswith("forward")
     caps = (None,) if torch.version.hip is not None else (None, 128, 168)
     switches = ((True, False), (False, True)) if is_forward else ((True,), (False,))

@@ -89,14 +89,24 @@ _BLACKWELL_FORWARD = [
     (48, Config(64, 64, num_stages=3, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
     (80, Config(64, 64, num_stages=3, max_registers=168), Config(64, 64)),
     (96, Config(64, 64)),
+    (128, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8, num_stages=3)),
     (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
     (256, Config(64, 64, num_warps=8)),
 ]
 _BLACKWELL = _HOPPER | {
     "forward": _BLACKWELL_FORWARD,
     "forward_training": _BLACKWELL_FORWARD,
-    "backward_query": [(128, Config(64, 64)), (256, Config(64, 32, num_warps=8))],
-    "backward_key": [(64, Config(64, 64)), (192, Config(32, 64)), (256, Config(32, 64, num_warps=8))],
+    "backward_query": [
+        (64, Config(64, 64)),
+        (80, Config(64, 64), Config(64, 64, num_warps=8)),
+        (128, Config(64, 64)),
+        (256, Config(64, 32, num_warps=8)),
+    ],
+    "backward_key": [
+        (64, Config(64, 64), Config(64, 64, num_warps=8)),
+        (192, Config(32, 64)),
+        (256, Config(32, 64, num_warps=8)),
+    ],
 }
 # mma.sync instead of wgmma, and 99 KiB of shared memory on the smaller of these chips.
 _AMPERE_FORWARD = [(64, Config(64, 32, num_stages=3)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))]
@@ -110,7 +120,7 @@ _AMPERE = {
 _SM120_FORWARD = [
     (64, Config(64, 32, num_stages=3)),
     (80, Config(64, 32, num_stages=3), Config(64, 32)),
-    (128, Config(64, 32)),
+    (128, Config(64, 32), Config(32, 32)),
     (256, Config(64, 32, num_warps=8), Config(32, 16)),
 ]
 _SM120 = _AMPERE | {
