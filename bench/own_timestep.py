@@ -19,7 +19,7 @@ import torch
 from diffusers import UNetMotionModel
 from diffusers.models.resnet import ResnetBlock2D
 from videomaker.train import trainer
-from videomaker.train.main import main
+from videomaker.train.main import main, parse_arguments
 from videomaker.train.overrides import load_config
 from videomaker.train.step import girl_timestep
 
@@ -54,8 +54,8 @@ def give_own_timestep(unet: UNetMotionModel, alpha: float) -> None:
 def run(arguments: list[str]) -> int:
     """Trains as `train/main.py` does, uncompiled: hooks are not traced."""
     arguments = [*arguments, "model.compile=false"]
-    overrides = [argument for argument in arguments if "=" in argument]
-    alpha = load_config("sprites", overrides).method.girl_alpha
+    options = parse_arguments(arguments)
+    alpha = load_config(options.config, options.overrides).method.girl_alpha
     load = trainer.load_pipeline
 
     def load_pipeline(*args: Any, **settings: Any) -> VideoMakerPipeline:
