@@ -218,8 +218,8 @@ def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> Vi
         f"seed={seed}",
         f"steps={options.steps}",
         f"model.path={options.base}",
-        *options.set,
         "validation.every=0",
+        *options.set,
     ]
     if row.rival:
         return _rival(folder, load_config("sprites", overrides))
