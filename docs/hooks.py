@@ -49,15 +49,19 @@ def _that_exist(nav: list, known: set[str]) -> list:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links of a page that lives elsewhere lead to pages of the site; to a file that is none, they become its name."""
-    if page.file.src_uri not in PAGES:
-        return markdown
-    here = (ROOT / PAGES[page.file.src_uri]).parent
-    known = {(ROOT / source).resolve(): name for name, source in PAGES.items()}
-    known |= {path.resolve(): path.name for path in (ROOT / "docs").glob("*.md")}
+    """Links are those of the repository, where its pages are read too; on the site they lead to its own pages.
+
+    What the site does not have becomes, on a page that lives elsewhere, a link to its front; in the manual it is an
+    error, as every link that leads nowhere.
+    """
+    source = page.file.src_uri
+    here = (ROOT / PAGES.get(source, f"docs/{source}")).parent
+    known = {(ROOT / path).resolve(): name for name, path in {**PAGES, **PICTURES}.items()}
+    if source in PAGES:
+        known |= {path.resolve(): path.name for path in (ROOT / "docs").glob("*.md")}
 
     def relink(match: re.Match[str]) -> str:
-        name = known.get((here / match[1]).resolve())
-        return f"]({name}{match[2] or ''})" if name else "](index.md)"
+        name = known.get((here / match[1]).resolve(), "index.md" if source in PAGES else match[1])
+        return f"]({name}{match[2] or ''})"
 
     return _LINK.sub(relink, markdown)

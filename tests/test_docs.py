@@ -45,6 +45,10 @@ RUN = [
 ]
 
 
+OTHER_PAGES = ("CHANGELOG.md", "SECURITY.md", "bench/LOG.md", "videomaker/default_model/README.md")
+_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where a reader would be: the repository's folders, and what the commands before have made."""
@@ -69,6 +73,15 @@ def test_a_wrong_command_is_noticed(wrong, monkeypatch, capsys):
     monkeypatch.chdir(documents.ROOT)
     with pytest.raises(BaseException):  # noqa: B017  each program has its own way to refuse
         documents.read(wrong)
+
+
+def test_links_lead_to_files_of_the_repository():
+    """Pages are read there as well as on the site, whose links docs/hooks.py makes of these."""
+    pages = [*documents.PAGES, *(documents.ROOT / name for name in OTHER_PAGES)]
+    links = [(page, link) for page in pages for link in _LINK.findall(page.read_text(encoding="utf-8"))]
+    assert len(links) > 50
+    broken = [f"{page.relative_to(documents.ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()]
+    assert not broken
 
 
 def _normal(command: str) -> list[str]:
