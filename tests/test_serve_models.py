@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 from serving import PICTURE, ServerProcess, client_of, make_state, make_worker, submit, wait_for
 from tiny import tiny_lora, tiny_pipeline
@@ -19,7 +20,7 @@ from videomaker import default_model_path, media
 from videomaker.errors import InputError
 from videomaker.jobs.prepare import prepare
 from videomaker.jobs.request import ModelSpec, Recipe
-from videomaker.serve.config import load_config
+from videomaker.serve.config import Shape, load_config
 from videomaker.serve.database import Database
 from videomaker.serve.model_files import localised
 from videomaker.serve.model_renderer import ModelRenderer
@@ -197,6 +198,16 @@ def test_a_model_in_an_object_store_is_copied_once_and_by_servers_without_its_we
     )
 
 
+def video_of(renderer: ModelRenderer, lora: str | None) -> np.ndarray:
+    picture = media.fit_reference(media.load_reference(PICTURE), 32, 32, "stretch")
+    request = {
+        "prompt": "a creature", "negative_prompt": "", "model": "ink", "num_frames": 3, "height": 32, "width": 32,
+        "fps": 8.0, "num_inference_steps": 2, "guidance_scale": 2.0, "fit": "stretch", "seed": 3, "consent": None,
+        "references": [{"sha256": "0" * 64}], "lora": lora,
+    }  # fmt: skip
+    return renderer.render([RenderJob("x", request, (picture,))], 1, lambda: None)[0].frames
+
+
 def test_a_lora_makes_what_generate_makes(models, tmp_path):
     config = load_config(write(tmp_path, table(models)), data=tmp_path)
     own = ModelRenderer(config.served[0], "cpu")
@@ -204,17 +215,20 @@ def test_a_lora_makes_what_generate_makes(models, tmp_path):
     fused._prepared = prepare(
         Recipe(ModelSpec(str(models / "fox"), device="cpu", loras=(f"{models / 'ink.safetensors'}:0.5",)))
     )
-    picture = media.fit_reference(media.load_reference(PICTURE), 32, 32, "stretch")
-    request = {
-        "prompt": "a creature", "negative_prompt": "", "model": "ink", "num_frames": 3, "height": 32, "width": 32,
-        "fps": 8.0, "num_inference_steps": 2, "guidance_scale": 2.0, "fit": "stretch", "seed": 3, "consent": None,
-        "references": [{"sha256": "0" * 64}],
-    }  # fmt: skip
-    frames = {
-        lora: own.render([RenderJob("x", {**request, "lora": lora}, (picture,))], 1, lambda: None)[0].frames
-        for lora in ("ink", None)
-    }
-    wanted = fused.render([RenderJob("x", request, (picture,))], 1, lambda: None)[0].frames
+    frames = {lora: video_of(own, lora) for lora in ("ink", None)}
+    wanted = video_of(fused, None)
     np.testing.assert_array_equal(frames["ink"], wanted)
     assert not np.array_equal(frames[None], wanted)
     assert json.dumps(own._prepared.recipe.model.loras) == "[]"
+
+
+def test_a_compiled_model_takes_its_loras_on_and_off(models, tmp_path, caplog):
+    config = load_config(write(tmp_path, table(models)), data=tmp_path).served[0]
+    eager, compiled = ModelRenderer(config, "cpu"), ModelRenderer(config.model_copy(update={"compile": True}), "cpu")
+    with torch.compiler.set_stance("force_eager"):  # the graphs' own code, without the minute that compiling takes
+        compiled.warm_up([Shape(num_frames=3, height=32, width=32)])
+        for lora in ("ink", None, "ink"):
+            found, wanted = (video_of(one, lora).astype(int) for one in (compiled, eager))
+            assert np.abs(found - wanted).max() <= 1
+        assert np.abs(found - video_of(eager, None)).max() > 8  # a LoRA that is not put on would be seen
+    assert "not a declared shape" not in caplog.text  # or the graphs had no part in it
