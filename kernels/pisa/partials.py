@@ -40,23 +40,28 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
 
 def attend_frames(
     attend: Kernel, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A group of frames over [own ‖ reference]: the merged output and log-sum-exp.
+    bias: Tensor | None = None, *, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """Writes a group of frames' attention over [own ‖ reference] to `out`; returns the log-sum-exp.
 
     `bias` `[H]` is added to the reference's scores; without tokens of the reference the frames see themselves alone.
     """
     if q.device.type == "cpu":  # torch's kernel there reads the queries' rows once for every 512 keys
         q = q.contiguous()
-    out, lse = attend.forward(q, k, v, scale)
+    own, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
         if q.device.type == "cpu" and (alone := lse == -torch.inf).any():  # merged, such rows would have no weight
-            out = out.masked_fill(alone.unsqueeze(-1), torch.nan)  # as of every softmax of -inf alone
-        return out, lse
+            own = own.masked_fill(alone.unsqueeze(-1), torch.nan)  # as of every softmax of -inf alone
+        out.copy_(own)
+        return lse
+    if own.dtype == lse.dtype:  # merged where it belongs, so that the reference's output takes its memory
+        own = out.copy_(own)
     out_ref, lse_ref = (per_frame(x, len(q)) for x in attend.forward(one_sequence(q), k_ref, v_ref, scale))
     if bias is not None:
         lse_ref = lse_ref + bias.unsqueeze(-1)
-    return merge(out, lse, out_ref, lse_ref)
+    merged, lse = merge(own, lse, out_ref, lse_ref)
+    out.copy_(merged)
+    return lse
 
 
 def attend_frames_backward(
@@ -97,9 +102,7 @@ def partials_forward(
             ref_sum = torch.zeros_like(out_r, dtype=frame_lse.dtype)
         for group in groups(frames[0], num_ref_tokens):
             q_f, k_f, v_f, out_f = (x[group] for x in frames)
-            merged, frame_lse[video, group] = attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale)
-            out_f.copy_(merged)
-            del merged  # before the next group's
+            frame_lse[video, group] = attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale, out=out_f)
             if num_ref_tokens:
                 ref_frame = attend.forward(_for_frames(q_r, len(q_f)), k_f, v_f, scale)
                 ref_sum += merge(*ref_frame, *ref_ref)[0].sum(dim=0)

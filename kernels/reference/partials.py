@@ -46,9 +46,7 @@ def partials_forward(
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
         for group in groups(frames[0], reference[0].shape[2]):
             q_f, k_f, v_f, out_f = (x[group] for x in frames)
-            merged, lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias)
-            out_f.copy_(merged)
-            del merged  # before the next group's
+            lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias, out=out_f)
     return out, lse
 
 
