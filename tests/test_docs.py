@@ -80,7 +80,9 @@ def test_links_lead_to_files_of_the_repository():
     pages = [*documents.PAGES, *(documents.ROOT / name for name in OTHER_PAGES)]
     links = [(page, link) for page in pages for link in _LINK.findall(page.read_text(encoding="utf-8"))]
     assert len(links) > 50
-    broken = [f"{page.relative_to(documents.ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()]
+    broken = [
+        f"{page.relative_to(documents.ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()
+    ]
     assert not broken
 
 
