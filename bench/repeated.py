@@ -22,13 +22,13 @@ from statistics import median
 
 import torch
 import torch.nn.functional as functional
+from attn import DTYPES
 from measure import environment, peak_memory
 from torch import Tensor
 from videomaker.kernels import reference_attention
 from videomaker.kernels.accuracy import error_band, failures, largest_score, relative_error
 
 CPU = torch.device("cpu")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def repeated(q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, *, num_frames: int, copy: bool) -> Tensor:
