@@ -1,5 +1,6 @@
 """reference_attention: every backend against the usual repeated form in float64, and what PyTorch may do with it."""
 
+import functools
 import importlib
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from videomaker.kernels import choose_reference_backend, reference_attention
+from videomaker.kernels.pisa import partials as pisa_partials
 from videomaker.kernels.reference import api, op, partials
 
 B, F, N, M, H, D = 2, 3, 9, 5, 2, 8
@@ -144,6 +146,21 @@ def test_a_reference_expanded_over_the_batch_is_stored_once(monkeypatch: pytest.
     for x, y in zip(gradients_of(expanded), gradients_of(tensors), strict=True):
         assert torch.equal(x, y)
     assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("tokens", [(200, 130), (700, 30)], ids=str)
+def test_numbers_do_not_depend_on_how_heads_and_frames_share_a_cpu(tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head or all of them at once, and a last group of fewer frames: the bits of one frame after the other."""
+    (own_tokens, ref_tokens), generator = tokens, torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5 * own_tokens, 3, 8, generator=generator)
+    k_ref, v_ref = torch.randn(2, 1, ref_tokens, 3, 8, generator=generator)
+    attend = functools.partial(reference_attention, backend="sdpa")
+    frames = [x.unflatten(1, (5, own_tokens)).unbind(1) for x in (q, k, v)]
+    expected = torch.cat([attend(*own, k_ref, v_ref, num_frames=1) for own in zip(*frames, strict=True)], dim=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for cache in (1, 1 << 30):
+        monkeypatch.setattr(pisa_partials, "CPU_CACHE", cache)
+        assert torch.equal(attend(q, k, v, k_ref, v_ref, num_frames=5), expected)
 
 
 def test_auto_says_where_the_librarys_kernels_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Every softmax over [frame ‖ reference] is split at the boundary. A partial over one side gives a normalised output
 and a log-sum-exp; two of them merge into the exact whole. So the reference is never repeated, and its attention to
-itself, the same for every frame, is computed once: (3F + 1) blocks of scores instead of 4F.
+itself, the same for every frame, is computed once: (3F + 1) blocks of scores instead of 4F. On a CPU the frames'
+own rows need no merging: [frame ‖ reference] lies there for a few frames and heads at a time.
 
 Shapes: q, k, v `[B, T, H, D]` with `T = F·N + M`. Inside, one video at a time as views: frames `[G, H, N, D]` for a
 group of G frames, reference `[1, H, M, D]`, log-sum-exp without the D.
@@ -20,6 +21,8 @@ from .torch_kernels import KERNELS, Kernel, choose_kernel
 
 # Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
 CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
+CPU_CACHE = 1 << 21  # bytes of keys and values side by side
+CPU_QUERY_BLOCK = 256  # rows that a thread of torch's kernel takes
 
 
 def pisa_partials(
@@ -40,19 +43,29 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
 
 def attend_frames(
     attend: Kernel, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
-    bias: Tensor | None = None, *, out: Tensor,
-) -> Tensor:  # fmt: skip
-    """Writes a group of frames' attention over [own ‖ reference] to `out`; returns the log-sum-exp.
+    bias: Tensor | None = None, *, out: Tensor, lse: Tensor,
+) -> None:  # fmt: skip
+    """Writes the attention of one video's frames over [own ‖ reference], and its log-sum-exp.
 
     `bias` `[H]` is added to the reference's scores; without tokens of the reference the frames see themselves alone.
     """
+    if q.device.type == "cpu" and bias is None and k_ref.shape[2]:
+        return _attend_side_by_side(attend, q, k, v, k_ref, v_ref, scale, out, lse)
+    for group in groups(q, k_ref.shape[2]):
+        own = (x[group] for x in (q, k, v))
+        lse[group] = _attend_and_merge(attend, *own, k_ref, v_ref, scale, bias, out[group])
+
+
+def _attend_and_merge(
+    attend: Kernel, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
+    bias: Tensor | None, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """A group of frames' attention by a partial over its own keys and one over the reference's; the log-sum-exp."""
     if q.device.type == "cpu":  # torch's kernel there reads the queries' rows once for every 512 keys
         q = q.contiguous()
     own, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
-        if q.device.type == "cpu" and (alone := lse == -torch.inf).any():  # merged, such rows would have no weight
-            own = own.masked_fill(alone.unsqueeze(-1), torch.nan)  # as of every softmax of -inf alone
-        out.copy_(own)
+        out.copy_(_nan_without_scores(own, lse))
         return lse
     if own.dtype == lse.dtype:  # merged where it belongs, so that the reference's output takes its memory
         own = out.copy_(own)
@@ -62,6 +75,45 @@ def attend_frames(
     merged, lse = merge(own, lse, out_ref, lse_ref)
     out.copy_(merged)
     return lse
+
+
+def _attend_side_by_side(
+    attend: Kernel, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, scale: float,
+    out: Tensor, lse: Tensor,
+) -> None:  # fmt: skip
+    """The frames' attention with [own ‖ reference] in one small memory, where the next frames' keys replace the last's.
+
+    Faster on a CPU than to merge: a head's keys lie in one piece and in the cache, and no output is written twice.
+    """
+    num_frames, num_heads, num_own, head_dim = k.shape
+    tokens, at_once = num_own + k_ref.shape[2], frames_at_once(q, k_ref.shape[2])
+    heads = _heads_at_once(at_once, num_own, 2 * tokens * head_dim * k.element_size())
+    for some in (slice(start, start + heads) for start in range(0, num_heads, heads)):
+        memory = k.new_empty(2, min(at_once, num_frames), len(range(num_heads)[some]), tokens, head_dim)
+        for x, reference in zip(memory, (k_ref, v_ref), strict=True):
+            x[:, :, num_own:] = reference[:, some]
+        for group in groups(q, k_ref.shape[2]):
+            queries = q[group, some]
+            keys, values = memory[:, : len(queries)]
+            keys[:, :, :num_own], values[:, :, :num_own] = k[group, some], v[group, some]
+            part, part_lse = attend.forward(queries, keys, values, scale)
+            out[group, some], lse[group, some] = _nan_without_scores(part, part_lse), part_lse
+
+
+def _nan_without_scores(out: Tensor, lse: Tensor) -> Tensor:
+    """`out` with NaN where all scores are -inf, as of every softmax of them; torch's kernel for the CPU gives zeros.
+
+    A partial's rows stay as they are: merged, they have no weight.
+    """
+    if out.device.type == "cpu" and (alone := lse == -torch.inf).any():
+        return out.masked_fill(alone.unsqueeze(-1), torch.nan)
+    return out
+
+
+def _heads_at_once(num_frames: int, num_tokens: int, head_bytes: int) -> int:
+    """Heads whose keys and values fit in a core's cache, or more where the threads would have nothing to do."""
+    blocks = num_frames * -(-num_tokens // CPU_QUERY_BLOCK)  # of one head, the work that is shared out
+    return max(CPU_CACHE // (num_frames * head_bytes), -(-4 * torch.get_num_threads() // blocks), 1)
 
 
 def attend_frames_backward(
@@ -96,17 +148,14 @@ def partials_forward(
     out, frame_lse = empty_outputs(q, num_frames, num_ref_tokens)
     for video, tensors in enumerate(zip(q, k, v, out, strict=True)):
         parts = [split_reference(x, num_frames, num_ref_tokens) for x in tensors]
-        frames, (q_r, k_r, v_r, out_r) = zip(*parts, strict=True)
+        (q_f, k_f, v_f, out_f), (q_r, k_r, v_r, out_r) = zip(*parts, strict=True)
+        attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale, out=out_f, lse=frame_lse[video])
         if num_ref_tokens:
             ref_ref = attend.forward(q_r, k_r, v_r, scale)
             ref_sum = torch.zeros_like(out_r, dtype=frame_lse.dtype)
-        for group in groups(frames[0], num_ref_tokens):
-            q_f, k_f, v_f, out_f = (x[group] for x in frames)
-            frame_lse[video, group] = attend_frames(attend, q_f, k_f, v_f, k_r, v_r, scale, out=out_f)
-            if num_ref_tokens:
-                ref_frame = attend.forward(_for_frames(q_r, len(q_f)), k_f, v_f, scale)
+            for group in groups(k_f, num_ref_tokens):
+                ref_frame = attend.forward(_for_frames(q_r, len(k_f[group])), k_f[group], v_f[group], scale)
                 ref_sum += merge(*ref_frame, *ref_ref)[0].sum(dim=0)
-        if num_ref_tokens:
             out_r.copy_(ref_sum / num_frames)
     return out, frame_lse
 
@@ -244,10 +293,14 @@ def split_reference(x: Tensor, num_frames: int, num_ref_tokens: int) -> tuple[Te
 
 def groups(frames: Tensor, num_ref_tokens: int) -> Iterator[slice]:
     """The frames `[F, H, N, D]` to hand to the library at once."""
-    num_frames, _, frame_tokens, _ = frames.shape
+    size = frames_at_once(frames, num_ref_tokens)
+    return (slice(start, start + size) for start in range(0, len(frames), size))
+
+
+def frames_at_once(frames: Tensor, num_ref_tokens: int) -> int:
+    """How many frames a group of `groups` has, if there are as many."""
     tokens = CPU_TOKENS if frames.device.type == "cpu" else GPU_TOKENS
-    size = max(1, tokens // max(frame_tokens, num_ref_tokens))
-    return (slice(start, start + size) for start in range(0, num_frames, size))
+    return max(1, tokens // max(frames.shape[2], num_ref_tokens))
 
 
 def one_sequence(x: Tensor) -> Tensor:

@@ -44,9 +44,8 @@ def partials_forward(
     attend = choose(kernel, q, k, v)
     out, lse = empty_outputs(q, num_frames, 0)
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
-        for group in groups(frames[0], reference[0].shape[2]):
-            q_f, k_f, v_f, out_f = (x[group] for x in frames)
-            lse[video, group] = attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias, out=out_f)
+        *own, out_frames = frames
+        attend_frames(attend, *own, *reference, scale, video_bias, out=out_frames, lse=lse[video])
     return out, lse
 
 
