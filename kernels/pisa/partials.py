@@ -49,7 +49,7 @@ def attend_frames(
 
     `bias` `[H]` is added to the reference's scores; without tokens of the reference the frames see themselves alone.
     """
-    if q.device.type == "cpu" and bias is None and k_ref.shape[2]:
+    if q.device.type == "cpu" and (bias is None or k_ref.shape[2] == 0):
         return _attend_side_by_side(attend, q, k, v, k_ref, v_ref, scale, out, lse)
     for group in groups(q, k_ref.shape[2]):
         own = (x[group] for x in (q, k, v))
@@ -65,7 +65,7 @@ def _attend_and_merge(
         q = q.contiguous()
     own, lse = attend.forward(q, k, v, scale)
     if k_ref.shape[2] == 0:
-        out.copy_(_nan_without_scores(own, lse))
+        out.copy_(own)
         return lse
     if own.dtype == lse.dtype:  # merged where it belongs, so that the reference's output takes its memory
         own = out.copy_(own)
@@ -97,17 +97,9 @@ def _attend_side_by_side(
             keys, values = memory[:, : len(queries)]
             keys[:, :, :num_own], values[:, :, :num_own] = k[group, some], v[group, some]
             part, part_lse = attend.forward(queries, keys, values, scale)
-            out[group, some], lse[group, some] = _nan_without_scores(part, part_lse), part_lse
-
-
-def _nan_without_scores(out: Tensor, lse: Tensor) -> Tensor:
-    """`out` with NaN where all scores are -inf, as of every softmax of them; torch's kernel for the CPU gives zeros.
-
-    A partial's rows stay as they are: merged, they have no weight.
-    """
-    if out.device.type == "cpu" and (alone := lse == -torch.inf).any():
-        return out.masked_fill(alone.unsqueeze(-1), torch.nan)
-    return out
+            if (unseen := part_lse == -torch.inf).any():  # NaN, as of every softmax of -inf alone
+                part = part.masked_fill(unseen.unsqueeze(-1), torch.nan)
+            out[group, some], lse[group, some] = part, part_lse
 
 
 def _heads_at_once(num_frames: int, num_tokens: int, head_bytes: int) -> int:
