@@ -52,8 +52,8 @@ def attend_frames(
     if q.device.type == "cpu" and (bias is None or k_ref.shape[2] == 0):
         return _attend_side_by_side(attend, q, k, v, k_ref, v_ref, scale, out, lse)
     for group in groups(q, k_ref.shape[2]):
-        own = (x[group] for x in (q, k, v))
-        lse[group] = _attend_and_merge(attend, *own, k_ref, v_ref, scale, bias, out[group])
+        q_f, k_f, v_f, out_f = (x[group] for x in (q, k, v, out))
+        lse[group] = _attend_and_merge(attend, q_f, k_f, v_f, k_ref, v_ref, scale, bias, out_f)
 
 
 def _attend_and_merge(

@@ -44,8 +44,8 @@ def partials_forward(
     attend = choose(kernel, q, k, v)
     out, lse = empty_outputs(q, num_frames, 0)
     for video, frames, reference, video_bias in _videos((q, k, v, out), (k_ref, v_ref), bias, num_frames):
-        *own, out_frames = frames
-        attend_frames(attend, *own, *reference, scale, video_bias, out=out_frames, lse=lse[video])
+        q_f, k_f, v_f, out_f = frames
+        attend_frames(attend, q_f, k_f, v_f, *reference, scale, video_bias, out=out_f, lse=lse[video])
     return out, lse
 
 
