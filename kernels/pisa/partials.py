@@ -86,10 +86,10 @@ def _attend_side_by_side(
     Faster on a CPU than to merge: a head's keys lie in one piece and in the cache, and no output is written twice.
     """
     num_frames, num_heads, num_own, head_dim = k.shape
-    tokens, at_once = num_own + k_ref.shape[2], frames_at_once(q, k_ref.shape[2])
+    tokens, at_once = num_own + k_ref.shape[2], min(frames_at_once(q, k_ref.shape[2]), num_frames)
     heads = _heads_at_once(at_once, num_own, 2 * tokens * head_dim * k.element_size())
     for some in (slice(start, start + heads) for start in range(0, num_heads, heads)):
-        memory = k.new_empty(2, min(at_once, num_frames), len(range(num_heads)[some]), tokens, head_dim)
+        memory = k.new_empty(2, at_once, len(range(num_heads)[some]), tokens, head_dim)
         for x, reference in zip(memory, (k_ref, v_ref), strict=True):
             x[:, :, num_own:] = reference[:, some]
         for group in groups(q, k_ref.shape[2]):
