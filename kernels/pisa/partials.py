@@ -21,8 +21,8 @@ from .torch_kernels import KERNELS, Kernel, choose_kernel
 
 # Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
 CPU_TOKENS, GPU_TOKENS = 1 << 9, 1 << 15
-CPU_CACHE = 1 << 21  # bytes of keys and values side by side
-CPU_QUERY_BLOCK = 256  # rows that a thread of torch's kernel takes
+CPU_CACHE = 1 << 21  # bytes of keys and values side by side: what a core's second cache holds
+CPU_QUERY_BLOCK = 256  # rows, at most, that a thread of torch's kernel takes at once
 
 
 def pisa_partials(
@@ -83,7 +83,7 @@ def _attend_side_by_side(
 ) -> None:  # fmt: skip
     """The frames' attention with [own ‖ reference] in one small memory, where the next frames' keys replace the last's.
 
-    Faster on a CPU than to merge: a head's keys lie in one piece and in the cache, and no output is written twice.
+    Faster on a CPU than to merge: a head's keys lie in one piece and in the cache, and no partial is merged.
     """
     num_frames, num_heads, num_own, head_dim = k.shape
     tokens, at_once = num_own + k_ref.shape[2], min(frames_at_once(q, k_ref.shape[2]), num_frames)
