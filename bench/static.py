@@ -1,9 +1,9 @@
 """Compiles every variant of the attention kernels without a GPU and reports what it became: `python bench/static.py`.
 
-For each architecture, head dim and variant (whole and partial tiles, split or not, with and without queries of the
-reference, q, k and v fused or separate): registers and spilled stack per thread, shared memory, the matrix instruction,
-the instructions of the inner loop, and how many programs fit on a multiprocessor. Exits with 1 when a variant does not
-compile or spills more than 16 bytes, or on sm_90 does without wgmma or waits for every single one.
+For each architecture, head dim and variant (whole, small and partial tiles, split or not, with and without queries of
+the reference, q, k and v fused or separate): registers and spilled stack per thread, shared memory, the matrix
+instruction, the instructions of the inner loop, and how many programs fit on a multiprocessor. Exits with 1 when a
+variant does not compile or spills more than 16 bytes, or on sm_90 does without wgmma or waits for every single one.
 
     python bench/static.py --front-end          every variant through Triton's front end alone, in every dtype: a minute
     python bench/static.py --usual              only what Stable Diffusion runs: whole tiles, no bias
@@ -46,6 +46,7 @@ from videomaker.kernels.pisa import backward, forward, primitives
 
 GPU_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MAX_STACK = 16  # bytes; stored before the loop and loaded after it, they cost nothing
+MATRIX_MNEMONIC = re.compile(r"(?<![.\w])\w*MMA")  # HFMA2.MMA moves a constant
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
 # Head dims by their kind: one tile or two, with columns past the head or without, smaller than any dot.
 FRONT_END_HEAD_DIMS = (40, 64, 80, 37, 8)
@@ -89,6 +90,7 @@ class Report:
     shared: int = 0
     matrix: str = "-"
     loop: int = 0  # instructions of the inner loop, per warp and pair of tiles
+    issued: int = 0  # the same of all warps for 1,024 pairs of query and key, so that tiles of any size compare
     programs: int | None = None
     problem: str = ""
 
@@ -97,8 +99,9 @@ def describe(chip: Chip, variant: Variant) -> Report:
     """What is known of a variant before it is compiled."""
     config = variant.chosen(chip.family)
     cap = f" cap {config.max_registers}" if config.max_registers and chip.target.backend == "cuda" else ""
-    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}{cap}"
-    tiles = f"{'whole' if variant.even else 'partial'}{', split' * variant.split}"
+    ways = " dot" * config.sum_by_dot + " unsplit" * (not config.split_values)
+    tile = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}{cap}{ways}"
+    tiles = f"{variant.tiles}{', split' * variant.split}"
     tile = tile if uses_dots(variant) else "-"
     return Report(chip.name, variant.kernel, variant.head_dim, variant.mode, tiles, variant.layout, tile)
 
@@ -120,6 +123,8 @@ def examine(chip: Chip, variant: Variant) -> Report:
         return replace(known, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:120]}")
     usage = nvidia_usage(kernel) if chip.target.backend == "cuda" else amd_usage(kernel)
     serialised = usage.pop("serialised")
+    pairs = config.block_q * config.block_k
+    issued = round(1024 * usage["loop"] * config.num_warps / pairs) if uses_dots(variant) else 0
     shared = kernel.metadata.shared
     problems = {
         "spills": usage["stack"] > MAX_STACK,
@@ -129,7 +134,7 @@ def examine(chip: Chip, variant: Variant) -> Report:
     }
     programs = programs_per_multiprocessor(chip, usage["registers"], shared, config.num_warps)
     problem = ", ".join(problem for problem, found in problems.items() if found)
-    return replace(known, **usage, shared=shared, programs=programs, problem=problem)
+    return replace(known, **usage, issued=issued, shared=shared, programs=programs, problem=problem)
 
 
 def nvidia_usage(kernel: CompiledKernel) -> dict[str, object]:
@@ -162,7 +167,7 @@ def inner_loop(assembly: str) -> int:
     for end, instruction in enumerate(instructions):
         target = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
         start = labels.get(target[1], end + 1) if target else end + 1
-        if start <= end and any(re.search(r"MMA", x) for x in instructions[start : end + 1]):
+        if start <= end and any(MATRIX_MNEMONIC.search(x) for x in instructions[start : end + 1]):
             loops.append((start, end))
     innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     return max((end - start + 1 for start, end in innermost), default=0)
@@ -192,11 +197,15 @@ def programs_per_multiprocessor(chip: Chip, registers: int, shared: int, num_war
 
 
 def front_end_variants() -> Iterator[Variant]:
-    """What the front end must accept: every kernel and flag, every dtype, every kind of head, and huge strides."""
-    for head_dim, dtype in itertools.product(FRONT_END_HEAD_DIMS, TYPE_NAMES):
-        yield from attention_variants(head_dim, dtype, layouts=("separate",))
-    for variant in attention_variants(40, layouts=("separate",)):
-        yield replace(variant, large_strides=True)
+    """What the front end must accept: every kernel and flag, every dtype, every kind of head, and huge strides.
+
+    Small tiles are left out: they differ from whole ones in sizes, not in types.
+    """
+    usual = [(head_dim, dtype, False) for head_dim, dtype in itertools.product(FRONT_END_HEAD_DIMS, TYPE_NAMES)]
+    for head_dim, dtype, large_strides in [*usual, (40, torch.bfloat16, True)]:
+        for variant in attention_variants(head_dim, dtype, layouts=("separate",)):
+            if not variant.small:
+                yield replace(variant, large_strides=large_strides)
 
 
 def sweep_front_end(chips: list[Chip], most: int | None = None) -> list[str]:
@@ -233,7 +242,8 @@ def jobs(options: argparse.Namespace) -> list[tuple[Chip, Variant]]:
         options.layout, options.mode = ["separate"], ["pisa"]
     variants = [variant for head_dim in options.head_dim for variant in attention_variants(head_dim)]
     variants = [v for v in variants if v.layout in options.layout and v.mode in options.mode]
-    return list(itertools.product(chips, [v for v in variants if v.even or not options.usual]))
+    variants = [v for v in variants if v.even or not options.usual]
+    return [(chip, v) for chip, v in itertools.product(chips, variants) if v.exists(chip.family)]
 
 
 class Results:
@@ -299,9 +309,10 @@ def identity(chip: Chip, variant: Variant) -> tuple[object, ...]:
 
 
 @cache
-def identities(chip: str, head_dim: int) -> set[tuple[object, ...]]:
+def identities(name: str, head_dim: int) -> set[tuple[object, ...]]:
     """Of all reports of a chip and head dim that the table leads to."""
-    return {identity(c, v) for c in CHIPS if c.name == chip for v in attention_variants(head_dim)}
+    chip = next(known for known in CHIPS if known.name == name)
+    return {identity(chip, variant) for variant in attention_variants(head_dim) if variant.exists(chip.family)}
 
 
 def in_table(report: Report) -> bool:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from videomaker.kernels.pisa import backward, forward, launch, plans, primitives
-from videomaker.kernels.pisa.configs import Config, table_config
+from videomaker.kernels.pisa.configs import Config, table_configs
 from videomaker.kernels.pisa.plans import FP32_POINTERS, Geometry
 
 HEADS = 8
@@ -30,15 +30,21 @@ class Variant:
     dtype: torch.dtype = torch.bfloat16
     mode: str = "pisa"
     even: bool = True
+    small: bool = False  # whole tiles, but of the entry's second config: tokens are fewer than the first's tiles
     split: bool = False
     layout: str = "separate"
     config: Config | None = None
     large_strides: bool = False  # a tile's rows lie beyond 2**31 elements
 
     def __str__(self) -> str:
-        flags = f"{'whole' if self.even else 'partial'} tiles{', split' * self.split}, {self.layout}"
+        flags = f"{self.tiles} tiles{', split' * self.split}, {self.layout}"
         large = ", large strides" * self.large_strides
         return f"{self.kernel} D={self.head_dim} {TYPE_NAMES[self.dtype]} {self.mode}, {flags}{large}"
+
+    @property
+    def tiles(self) -> str:
+        """Whether tiles are whole, and whether they had to be small ones for that."""
+        return ("whole, small" if self.small else "whole") if self.even else "partial"
 
     @property
     def function(self) -> triton.JITFunction:
@@ -71,7 +77,17 @@ class Variant:
         """The configuration for a family of GPUs."""
         if self.kernel in ("row_statistics", "sum_groups"):
             return Config(64, 0)
-        return self.config or table_config(self.kernel, family, self.head_dim, self.dtype, whole_tiles=self.even)
+        configs = table_configs(self.kernel, family, self.head_dim, self.dtype)
+        return self.config or (configs[min(self.small, len(configs) - 1)] if self.even else configs[-1])
+
+    def exists(self, family: str) -> bool:
+        """Whether any number of tokens leads to it: small tiles are another variant only where they are smaller."""
+        usual = replace(self, small=False)
+        return not self.small or self._block(family) < usual._block(family)
+
+    def _block(self, family: str) -> int:
+        config = self.chosen(family)
+        return max(config.block_q, config.block_k)
 
     def constants(self, family: str) -> dict[str, object]:
         """Compile-time arguments, as plans.py makes them."""
@@ -112,9 +128,10 @@ class Variant:
 def attention_variants(
     head_dim: int, dtype: torch.dtype = torch.bfloat16, layouts: tuple[str, ...] = LAYOUTS
 ) -> Iterator[Variant]:
-    """Every variant that the table leads to for one head dim and dtype."""
-    for layout, mode, even in itertools.product(layouts, MODES, (True, False)):
-        options = {"head_dim": head_dim, "dtype": dtype, "layout": layout, "mode": mode, "even": even}
+    """Every variant of one head dim and dtype; of the small tiles, not all families have them (`exists`)."""
+    tilings = ({"even": True}, {"even": True, "small": True}, {"even": False})
+    for layout, mode, tiling in itertools.product(layouts, MODES, tilings):
+        options = {"head_dim": head_dim, "dtype": dtype, "layout": layout, "mode": mode, **tiling}
         # Without queries of the reference only its gradient is ever a sum of shares.
         splits = (False, True) if mode == "pisa" else (False,)
         for kernel, split in itertools.product(("forward", "forward_training", "backward_query"), splits):

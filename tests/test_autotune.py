@@ -14,7 +14,7 @@ def test_autotune_takes_the_fastest_that_is_exact(tmp_path, monkeypatch: pytest.
     usual, faster, wrong = configs.Config(32, 32), configs.Config(16, 32), configs.Config(32, 16)
     seconds = {usual: 3.0, faster: 2.0, wrong: 1.0}
     monkeypatch.setattr(autotune, "KERNELS", ("forward",))
-    monkeypatch.setattr(autotune, "candidates", lambda kernel, found: list(seconds))
+    monkeypatch.setattr(autotune, "candidates", lambda kernel, found, usual: list(seconds))
     monkeypatch.setattr(autotune, "_median_seconds", lambda problem, kernel, config: seconds[config])
     run_forward = launch.run_forward
 
@@ -47,7 +47,7 @@ def test_a_candidate_that_cannot_run_ends_nothing(tmp_path, monkeypatch: pytest.
             raise RuntimeError("PassManager::run failed")
         return 1.0
 
-    monkeypatch.setattr(autotune, "candidates", lambda kernel, found: [bad, good])
+    monkeypatch.setattr(autotune, "candidates", lambda kernel, found, usual: [bad, good])
     monkeypatch.setattr(autotune, "_median_seconds", median_seconds)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -62,6 +62,14 @@ def test_training_is_tuned_within_the_tiles_of_inference() -> None:
     like = configs.Config(128, 64, num_warps=8, max_registers=128)
     found = list(autotune.candidates("forward_training", {"forward": like}))
     assert len(found) > 3 and {config.arithmetic for config in found} == {like.arithmetic}
+
+
+@pytest.mark.parametrize("kernel", configs.KERNELS)
+def test_candidates_begin_with_the_table_and_waste_no_warp(kernel: str) -> None:
+    usual = configs.table_configs(kernel, "sm_80", 160, torch.bfloat16)
+    found = list(autotune.candidates(kernel, usual=usual))
+    assert found[: len(usual)] == list(usual) and len(found) == len(set(found)) > 30
+    assert not any(config.repeats_work(kernel) for config in found)
 
 
 def test_the_check_of_a_candidate_has_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,33 @@ def test_head_widths_cover_the_head() -> None:
 def test_table_covers_every_head_dim(family: str) -> None:
     for kernel in configs.KERNELS:
         for head_dim in range(1, 257):
-            assert configs.table_config(kernel, family, head_dim, torch.bfloat16)
+            assert configs.table_configs(kernel, family, head_dim, torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", [family for family in configs.TABLE if family != "sm_100"])
+def test_no_warp_repeats_the_work_of_another(family: str) -> None:
+    """In whole tiles up to D = 160; wider accumulators need more warps than rows, masks at D = 160 on some chips too.
+
+    sm_100 is left out: its accumulators are in tensor memory.
+    """
+    for kernel in configs.KERNELS:
+        for head_dim in range(1, 161):
+            *larger, last = configs.table_configs(kernel, family, head_dim, torch.bfloat16)
+            for config in larger or [last]:
+                assert not config.repeats_work(kernel), (kernel, head_dim, config)
+            assert head_dim > 128 or not last.repeats_work(kernel), (kernel, head_dim, last)
+
+
+def test_fewer_tokens_than_a_tile_take_the_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the 64 tokens of Stable Diffusion's middle block; the last one is for what is whole tiles of none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    configs.tuned_configs.cache_clear()
+    options = {"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 160}
+    large, small, masked = configs.table_configs("backward_key", "sm_90", 160, torch.bfloat16)
+    assert max(large.block_q, large.block_k) > 64 >= max(small.block_q, small.block_k)
+    for tokens, expected in ((256, large), (64, small), (250, masked)):
+        sizes = {"num_tokens": tokens, "num_ref_tokens": tokens}
+        assert configs.choose_config("backward_key", **options, **sizes) == expected
 
 
 def test_long_problems_are_not_split_and_short_ones_are() -> None:

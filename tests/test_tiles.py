@@ -1,4 +1,4 @@
-"""Tiles that only the tuner takes so far: larger ones, and row sums by the matrix unit; whole and partial tiles."""
+"""Tiles of other GPUs than the pretended one, and the tuner's: long either way, row sums by the matrix unit."""
 
 from collections.abc import Iterator
 
@@ -14,6 +14,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIGS = {
     "128x64": Config(128, 64, num_warps=8),
     "128x64, sums by dot": Config(128, 64, num_warps=8, split_values=False, sum_by_dot=True),
+    "64x16, sums by dot": Config(64, 16, sum_by_dot=True),
+    "16x128": Config(16, 128, num_warps=8),
 }
 LENGTHS = {"whole": (128, 128), "partial": (130, 70)}  # of a frame and of the reference
 

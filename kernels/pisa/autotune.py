@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from ..accuracy import error_band, errors, evaluate, evaluate_naive, failures, largest_score
-from .configs import KERNELS, Config, store_tuned, tuned_configs, tuning_key
+from .configs import KERNELS, Config, gpu_family, store_tuned, table_configs, tuned_configs, tuning_key
 from .launch import Problem, run_backward_key, run_backward_query, run_forward, run_row_statistics, warm_up
 from .plans import forget_plans
 
@@ -83,20 +83,27 @@ def autotune_once(
         autotune(attention, q, k, v, num_frames=num_frames, num_ref_tokens=num_ref_tokens, scale=scale)
 
 
-def candidates(kernel: str, found: dict[str, Config] | None = None) -> Iterator[Config]:
-    """Every configuration worth a try.
+def candidates(kernel: str, found: dict[str, Config] | None = None, usual: tuple[Config, ...] = ()) -> Iterator[Config]:
+    """Every configuration worth a try, the table's (`usual`) first.
 
     `found` are the kernels tuned already: the forward of training computes in the tiles of the forward of inference, so
     that a recomputed forward has the bits of the first.
     """
-    blocks = ((64, 32), (64, 64), (64, 128), (128, 64), (32, 64), (32, 128))
+    like = (found or {}).get("forward")
+    for config in dict.fromkeys((*usual, *_combinations(kernel))):
+        if kernel != "forward_training" or like is None or config.arithmetic == like.arithmetic:
+            yield config
+
+
+def _combinations(kernel: str) -> Iterator[Config]:
+    """Those whose warps all have rows of their own."""
+    blocks = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (32, 64), (32, 128), (16, 64), (16, 128))
     is_forward = kernel.startswith("forward")
     caps = (None,) if torch.version.hip is not None else (None, 128, 168)
     switches = ((True, False), (False, True)) if is_forward else ((True,), (False,))
     for (block_q, block_k), *rest in itertools.product(blocks, (4, 8), (2, 3), caps, *switches):
         config = Config(block_q, block_k, *rest)
-        like = (found or {}).get("forward")
-        if kernel != "forward_training" or like is None or config.arithmetic == like.arithmetic:
+        if not config.repeats_work(kernel):
             yield config
 
 
@@ -104,7 +111,8 @@ def _fastest(
     problem: Problem, kernel: str, is_exact: Callable[[str, Config], bool], found: dict[str, Config]
 ) -> Config | None:
     """The fastest exact candidate; those that do not even compile are gone before the first is timed."""
-    compiled = _compilable(problem, kernel, list(candidates(kernel, found)))
+    usual = table_configs(kernel, gpu_family(problem.q.device), problem.q.shape[-1], problem.q.dtype)
+    compiled = _compilable(problem, kernel, list(candidates(kernel, found, usual)))
     seconds = {}
     for config in compiled:
         try:

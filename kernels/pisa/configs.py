@@ -1,8 +1,9 @@
 """Which tiles each kernel uses: a table per GPU family and head dim, found by static search, and what was tuned here.
 
 The table was searched without a GPU (`python bench/static.py` shows what its entries compile to, in every variant): at
-most 16 bytes spilled, wgmma on sm_90, then as many programs per multiprocessor as registers and shared memory allow.
-autotune.py measures instead. Nothing is refused while it runs: what a call computes never depends on earlier calls.
+most 16 bytes spilled, wgmma on sm_90, no warp that repeats another's rows, eight warps on a multiprocessor or what fits
+there, then the fewest instructions for the same work. autotune.py measures instead. Nothing is refused while it runs:
+what a call computes never depends on earlier calls.
 """
 
 import functools
@@ -44,6 +45,10 @@ class Config:
         block = max(self.block_q, self.block_k)
         return num_tokens % block == 0 and num_ref_tokens % block == 0
 
+    def repeats_work(self, kernel: str) -> bool:
+        """Whether there are warps without rows of their own: mma.sync and wgmma give each 16, then start over."""
+        return (self.block_k if kernel == "backward_key" else self.block_q) < 16 * self.num_warps
+
     @property
     def arithmetic(self) -> tuple[object, ...]:
         """What the bits of a result depend on; stages and registers change the time alone."""
@@ -57,29 +62,34 @@ class Config:
         return options
 
 
-# family -> kernel -> (largest head dim, config[, config where N or M is not whole tiles of the first]), in order.
+# family -> kernel -> (largest head dim, configs in order of preference), the last where no other has whole tiles.
+# On sm_90 128 rows come first: a program of 64 reads so much from L2 that this is its limit (bench/LOG.md).
 _HOPPER_FORWARD = [
-    (48, Config(64, 64, num_stages=3, max_registers=128)),
-    (80, Config(64, 64, num_stages=3, max_registers=168)),
-    (96, Config(64, 64)),
+    (48, Config(128, 64, num_warps=8, max_registers=128), Config(64, 64, num_stages=3, max_registers=128)),
+    (64, Config(128, 64, num_warps=8, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
+    (80, Config(128, 64, num_warps=8, num_stages=3), Config(64, 64, num_stages=3, max_registers=168)),
+    (96, Config(128, 64, num_warps=8), Config(64, 64)),
     (128, Config(128, 64, num_warps=8)),
-    (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
+    (160, Config(128, 64, num_warps=8), Config(64, 64), Config(64, 64, num_warps=8)),
     (256, Config(64, 64, num_warps=8)),
 ]
 _HOPPER = {
     "forward": _HOPPER_FORWARD,
     "forward_training": _HOPPER_FORWARD,
     "backward_query": [
-        (48, Config(64, 64, num_stages=3)),
-        (96, Config(64, 64, max_registers=168)),
-        (128, Config(64, 64)),
+        (48, Config(128, 64, num_warps=8, max_registers=128), Config(64, 64, num_stages=3)),
+        (64, Config(128, 64, num_warps=8, max_registers=128), Config(64, 64, max_registers=168)),
+        (96, Config(128, 64, num_warps=8), Config(64, 64, max_registers=168)),
+        (128, Config(128, 64, num_warps=8), Config(64, 64)),
+        (160, Config(128, 64, num_warps=8), Config(64, 32)),
         (192, Config(64, 32)),
         (256, Config(64, 32, num_warps=8)),
     ],
     "backward_key": [
         (64, Config(64, 64)),
-        (96, Config(32, 64, num_stages=3)),
-        (128, Config(64, 64, num_warps=8)),
+        (96, Config(64, 64), Config(32, 64)),
+        (128, Config(32, 64)),
+        (160, Config(32, 128, num_warps=8), Config(16, 64), Config(16, 128, num_warps=8)),
         (192, Config(32, 64, num_warps=8)),
         (256, Config(16, 64, num_warps=8)),
     ],
@@ -87,13 +97,12 @@ _HOPPER = {
 # Accumulators live in tensor memory, which leaves other tiles room; the masks of partial tiles take more registers.
 _BLACKWELL_FORWARD = [
     (48, Config(64, 64, num_stages=3, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
-    (80, Config(64, 64, num_stages=3, max_registers=168), Config(64, 64)),
     (96, Config(64, 64)),
-    (128, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8, num_stages=3)),
-    (160, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8)),
+    (128, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8, num_stages=3, max_registers=255)),
+    (160, Config(128, 64, num_warps=8), Config(64, 64), Config(64, 64, num_warps=8)),
     (256, Config(64, 64, num_warps=8)),
 ]
-_BLACKWELL = _HOPPER | {
+_BLACKWELL = {
     "forward": _BLACKWELL_FORWARD,
     "forward_training": _BLACKWELL_FORWARD,
     "backward_query": [
@@ -104,23 +113,43 @@ _BLACKWELL = _HOPPER | {
     ],
     "backward_key": [
         (64, Config(64, 64), Config(64, 64, num_warps=8)),
+        (96, Config(32, 64), Config(32, 64, max_registers=168)),
         (192, Config(32, 64)),
         (256, Config(32, 64, num_warps=8)),
     ],
 }
 # mma.sync instead of wgmma, and 99 KiB of shared memory on the smaller of these chips.
-_AMPERE_FORWARD = [(64, Config(64, 32, num_stages=3)), (128, Config(64, 32)), (256, Config(64, 32, num_warps=8))]
+_AMPERE_FORWARD = [
+    (48, Config(64, 64), Config(64, 32, num_stages=3)),
+    (64, Config(64, 64, max_registers=168), Config(64, 32, num_stages=3)),
+    (96, Config(64, 64), Config(64, 32)),
+    (128, Config(64, 64, sum_by_dot=True)),
+    (160, Config(64, 64, sum_by_dot=True), Config(32, 32, num_warps=2)),
+    (256, Config(64, 32, num_warps=8)),
+]
 _AMPERE = {
     "forward": _AMPERE_FORWARD,
     "forward_training": _AMPERE_FORWARD,
-    "backward_query": [(64, Config(64, 64)), (128, Config(64, 32)), (256, Config(32, 32))],
-    "backward_key": [(64, Config(32, 64)), (128, Config(32, 64, num_warps=8)), (256, Config(16, 32, num_warps=8))],
+    "backward_query": [
+        (64, Config(64, 64)),
+        (96, Config(64, 32)),
+        (128, Config(128, 32, num_warps=8), Config(64, 32, max_registers=255)),
+        (160, Config(64, 32)),
+        (256, Config(32, 32)),
+    ],
+    "backward_key": [
+        (96, Config(32, 64)),
+        (128, Config(16, 128, num_warps=8), Config(16, 64)),
+        (160, Config(16, 128, num_warps=8), Config(16, 64), Config(16, 32, num_warps=2)),
+        (256, Config(16, 32, num_warps=8)),
+    ],
 }
 # Of the same tiles ptxas makes other code for sm_120, where some spill.
 _SM120_FORWARD = [
-    (64, Config(64, 32, num_stages=3)),
-    (80, Config(64, 32, num_stages=3), Config(64, 32)),
-    (128, Config(64, 32), Config(32, 32)),
+    (64, Config(64, 64), Config(64, 32, num_stages=3)),
+    (96, Config(64, 64), Config(64, 32)),
+    (128, Config(64, 32, sum_by_dot=True), Config(64, 16, sum_by_dot=True)),
+    (160, Config(64, 32, sum_by_dot=True), Config(32, 16)),
     (256, Config(64, 32, num_warps=8), Config(32, 16)),
 ]
 _SM120 = _AMPERE | {
@@ -128,11 +157,19 @@ _SM120 = _AMPERE | {
     "forward_training": _SM120_FORWARD,
     "backward_query": [
         (64, Config(64, 64), Config(64, 32)),
-        (128, Config(64, 32)),
+        (96, Config(64, 32)),
+        (128, Config(128, 32, num_warps=8), Config(64, 32, max_registers=255)),
+        (160, Config(64, 32), Config(32, 16, num_warps=2)),
         (256, Config(32, 32), Config(32, 16)),
     ],
+    "backward_key": [
+        (96, Config(32, 64)),
+        (128, Config(16, 128, num_warps=8), Config(16, 64)),
+        (160, Config(16, 128, num_warps=8), Config(16, 64), Config(16, 32, num_warps=2, num_stages=3)),
+        (256, Config(16, 32, num_warps=8)),
+    ],
 }
-_CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (256, Config(16, 32))]}
+_CDNA = _AMPERE | {"backward_key": [(128, Config(32, 64)), (160, Config(16, 64)), (256, Config(16, 32))]}
 TABLE: dict[str, dict[str, Any]] = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
@@ -155,11 +192,10 @@ def gpu_family(device: torch.device) -> str:
     return {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability) or {8: "sm_89", 10: "sm_100"}.get(capability[0], "sm_120")
 
 
-def table_config(kernel: str, family: str, head_dim: int, dtype: torch.dtype, *, whole_tiles: bool = True) -> Config:
-    """The table's entry."""
+def table_configs(kernel: str, family: str, head_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
+    """The table's entry, in order of preference."""
     entries = _FLOAT32 if dtype == torch.float32 else TABLE[family][kernel]
-    configs = next(configs for largest, *configs in entries if head_dim <= largest)
-    return configs[0] if whole_tiles else configs[-1]
+    return next(tuple(configs) for largest, *configs in entries if head_dim <= largest)
 
 
 def choose_config(
@@ -172,14 +208,12 @@ def choose_config(
     num_ref_tokens: int,
     ref_queries: bool = True,
 ) -> Config:
-    """What was tuned for such shapes on this GPU, else the table's entry; whatever was called before."""
+    """What was tuned for such shapes on this GPU, else the table's; whatever was called before."""
     key = tuning_key(kernel, device, dtype, head_dim, num_tokens, num_ref_tokens, ref_queries)
     if key in tuned_configs():
         return tuned_configs()[key]
-    usual = table_config(kernel, gpu_family(device), head_dim, dtype)
-    if usual.fits(num_tokens, num_ref_tokens):
-        return usual
-    return table_config(kernel, gpu_family(device), head_dim, dtype, whole_tiles=False)
+    configs = table_configs(kernel, gpu_family(device), head_dim, dtype)
+    return next((config for config in configs if config.fits(num_tokens, num_ref_tokens)), configs[-1])
 
 
 def tuning_key(
