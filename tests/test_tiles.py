@@ -1,4 +1,4 @@
-"""Tiles of other GPUs than the pretended one, and the tuner's: long either way, row sums by the matrix unit."""
+"""The tiles of every GPU, whichever the tests pretend: whole and partial, row sums by the matrix unit."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,26 @@ from torch import Tensor
 from videomaker.kernels import pisa_attention, reference_attention
 from videomaker.kernels.accuracy import error_band, errors, evaluate, evaluate_naive, failures, largest_score
 from videomaker.kernels.pisa import plans
-from videomaker.kernels.pisa.configs import Config
+from videomaker.kernels.pisa.configs import TABLE, Config
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CONFIGS = {
-    "128x64": Config(128, 64, num_warps=8),
-    "128x64, sums by dot": Config(128, 64, num_warps=8, split_values=False, sum_by_dot=True),
-    "64x16, sums by dot": Config(64, 16, sum_by_dot=True),
-    "16x128": Config(16, 128, num_warps=8),
-}
 LENGTHS = {"whole": (128, 128), "partial": (130, 70)}  # of a frame and of the reference
+
+
+def distinct_tiles() -> dict[str, Config]:
+    """Of every GPU's table those that compute differently, and one that only the tuner takes."""
+    configs = [
+        config for kernels in TABLE.values() for entries in kernels.values() for _, *some in entries for config in some
+    ]
+    configs.append(Config(128, 64, split_values=False, sum_by_dot=True))
+    named = {}
+    for config in sorted(configs, key=lambda config: config.arithmetic):
+        sums = ", sums by dot" * config.sum_by_dot + ", one tile of values" * (not config.split_values)
+        named[f"{config.block_q}x{config.block_k}{sums}"] = config
+    return named
+
+
+CONFIGS = distinct_tiles()
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -45,7 +55,7 @@ def test_pisa_is_as_exact_as_ever(tiles: Config, lengths: str) -> None:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_a_reference_that_asks_nothing(tiles: Config, lengths: str) -> None:
-    """Against the usual tiles, whose exactness test_reference_attention.py shows; a bias that sums must hold too."""
+    """In float32, against the naive path; a bias that sums must hold too."""
     tokens, num_ref_tokens = LENGTHS[lengths]
     tensors = [x.float().requires_grad_() for x in (*inputs(2, tokens, 0)[:3], *inputs(0, 0, num_ref_tokens)[:2])]
 
