@@ -94,10 +94,11 @@ _HOPPER = {
         (256, Config(16, 64, num_warps=8)),
     ],
 }
-# Accumulators live in tensor memory, which leaves other tiles room; the masks of partial tiles take more registers.
+# Accumulators live in tensor memory, whose 128 lanes 64 rows leave half empty; masks of partial tiles take registers.
 _BLACKWELL_FORWARD = [
-    (48, Config(64, 64, num_stages=3, max_registers=128), Config(64, 64, num_stages=3, max_registers=168)),
-    (96, Config(64, 64)),
+    (48, Config(128, 64), Config(64, 64, num_stages=3, max_registers=168)),
+    (64, Config(128, 64, num_warps=8), Config(64, 64)),
+    (96, Config(128, 64, num_warps=8, max_registers=255), Config(64, 64)),
     (128, Config(128, 64, num_warps=8), Config(64, 64, num_warps=8, num_stages=3, max_registers=255)),
     (160, Config(128, 64, num_warps=8), Config(64, 64), Config(64, 64, num_warps=8)),
     (256, Config(64, 64, num_warps=8)),
@@ -106,14 +107,16 @@ _BLACKWELL = {
     "forward": _BLACKWELL_FORWARD,
     "forward_training": _BLACKWELL_FORWARD,
     "backward_query": [
-        (64, Config(64, 64)),
-        (80, Config(64, 64), Config(64, 64, num_warps=8)),
-        (128, Config(64, 64)),
+        (64, Config(128, 64), Config(64, 64)),
+        (80, Config(128, 64), Config(64, 64), Config(64, 64, num_warps=8)),
+        (128, Config(128, 64), Config(64, 64)),
+        (160, Config(128, 64, num_warps=8), Config(64, 32, num_warps=8)),
         (256, Config(64, 32, num_warps=8)),
     ],
     "backward_key": [
-        (64, Config(64, 64), Config(64, 64, num_warps=8)),
-        (96, Config(32, 64), Config(32, 64, max_registers=168)),
+        (64, Config(64, 128), Config(64, 64), Config(64, 64, num_warps=8)),
+        (96, Config(64, 64, max_registers=255), Config(32, 64, max_registers=168)),
+        (160, Config(64, 64), Config(32, 64)),
         (192, Config(32, 64)),
         (256, Config(32, 64, num_warps=8)),
     ],
