@@ -30,7 +30,7 @@ class Variant:
     dtype: torch.dtype = torch.bfloat16
     mode: str = "pisa"
     even: bool = True
-    small: bool = False  # whole tiles, but of the entry's second config: tokens are fewer than the first's tiles
+    small: int = 0  # whole tiles, but of the entry's second or third config: tokens are no multiple of the others'
     split: bool = False
     layout: str = "separate"
     config: Config | None = None
@@ -43,8 +43,8 @@ class Variant:
 
     @property
     def tiles(self) -> str:
-        """Whether tiles are whole, and whether they had to be small ones for that."""
-        return ("whole, small" if self.small else "whole") if self.even else "partial"
+        """Whether tiles are whole, and how small they had to be for that."""
+        return ("whole", "whole, small", "whole, smallest")[self.small] if self.even else "partial"
 
     @property
     def function(self) -> triton.JITFunction:
@@ -78,12 +78,11 @@ class Variant:
         if self.kernel in ("row_statistics", "sum_groups"):
             return Config(64, 0)
         configs = table_configs(self.kernel, family, self.head_dim, self.dtype)
-        return self.config or (configs[min(self.small, len(configs) - 1)] if self.even else configs[-1])
+        return self.config or configs[min(self.small, len(configs) - 1) if self.even else -1]
 
     def exists(self, family: str) -> bool:
         """Whether any number of tokens leads to it: small tiles are another variant only where they are smaller."""
-        usual = replace(self, small=False)
-        return not self.small or self._block(family) < usual._block(family)
+        return not self.small or self._block(family) < replace(self, small=self.small - 1)._block(family)
 
     def _block(self, family: str) -> int:
         config = self.chosen(family)
@@ -129,7 +128,7 @@ def attention_variants(
     head_dim: int, dtype: torch.dtype = torch.bfloat16, layouts: tuple[str, ...] = LAYOUTS
 ) -> Iterator[Variant]:
     """Every variant of one head dim and dtype; of the small tiles, not all families have them (`exists`)."""
-    tilings = ({"even": True}, {"even": True, "small": True}, {"even": False})
+    tilings = ({"even": True}, {"even": True, "small": 1}, {"even": True, "small": 2}, {"even": False})
     for layout, mode, tiling in itertools.product(layouts, MODES, tilings):
         options = {"head_dim": head_dim, "dtype": dtype, "layout": layout, "mode": mode, **tiling}
         # Without queries of the reference only its gradient is ever a sum of shares.
