@@ -204,7 +204,7 @@ def front_end_variants() -> Iterator[Variant]:
     usual = [(head_dim, dtype, False) for head_dim, dtype in itertools.product(FRONT_END_HEAD_DIMS, TYPE_NAMES)]
     for head_dim, dtype, large_strides in [*usual, (40, torch.bfloat16, True)]:
         for variant in attention_variants(head_dim, dtype, layouts=("separate",)):
-            if not variant.small:
+            if "small" not in variant.tiles:
                 yield replace(variant, large_strides=large_strides)
 
 
@@ -242,7 +242,7 @@ def jobs(options: argparse.Namespace) -> list[tuple[Chip, Variant]]:
         options.layout, options.mode = ["separate"], ["pisa"]
     variants = [variant for head_dim in options.head_dim for variant in attention_variants(head_dim)]
     variants = [v for v in variants if v.layout in options.layout and v.mode in options.mode]
-    variants = [v for v in variants if v.even or not options.usual]
+    variants = [v for v in variants if v.tiles != "partial" or not options.usual]
     return [(chip, v) for chip, v in itertools.product(chips, variants) if v.exists(chip.family)]
 
 

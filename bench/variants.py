@@ -18,6 +18,8 @@ from videomaker.kernels.pisa.plans import FP32_POINTERS, Geometry
 HEADS = 8
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 LAYOUTS = ("separate", "fused")  # q, k and v as tensors of their own, or views of one projection
+# Tokens are multiples of the first config's tiles, else of the second's or third's, else of none.
+TILES = ("whole", "whole, small", "whole, smallest", "partial")
 MODES = ("pisa", "reference", "reference + bias")  # the reference asks as well; is attended to alone; with a bias
 
 
@@ -29,8 +31,7 @@ class Variant:
     head_dim: int
     dtype: torch.dtype = torch.bfloat16
     mode: str = "pisa"
-    even: bool = True
-    small: int = 0  # whole tiles, but of the entry's second or third config: tokens are no multiple of the others'
+    tiles: str = "whole"
     split: bool = False
     layout: str = "separate"
     config: Config | None = None
@@ -42,11 +43,6 @@ class Variant:
         return f"{self.kernel} D={self.head_dim} {TYPE_NAMES[self.dtype]} {self.mode}, {flags}{large}"
 
     @property
-    def tiles(self) -> str:
-        """Whether tiles are whole, and how small they had to be for that."""
-        return ("whole", "whole, small", "whole, smallest")[self.small] if self.even else "partial"
-
-    @property
     def function(self) -> triton.JITFunction:
         """The kernel's function."""
         if self.kernel.startswith("forward"):
@@ -56,7 +52,7 @@ class Variant:
     @property
     def geometry(self) -> Geometry:
         """A call that leads to this variant."""
-        tokens = 4096 if self.even else 4095
+        tokens = 4095 if self.tiles == "partial" else 4096
         width = 2**26 if self.large_strides else HEADS * self.head_dim * (3 if self.layout == "fused" else 1)
         stride = (17 * tokens * width, width, self.head_dim)
         return Geometry(
@@ -78,11 +74,13 @@ class Variant:
         if self.kernel in ("row_statistics", "sum_groups"):
             return Config(64, 0)
         configs = table_configs(self.kernel, family, self.head_dim, self.dtype)
-        return self.config or configs[min(self.small, len(configs) - 1) if self.even else -1]
+        return self.config or configs[min(TILES.index(self.tiles), len(configs) - 1)]
 
     def exists(self, family: str) -> bool:
         """Whether any number of tokens leads to it: small tiles are another variant only where they are smaller."""
-        return not self.small or self._block(family) < replace(self, small=self.small - 1)._block(family)
+        if self.tiles in ("whole", "partial"):
+            return True
+        return self._block(family) < replace(self, tiles=TILES[TILES.index(self.tiles) - 1])._block(family)
 
     def _block(self, family: str) -> int:
         config = self.chosen(family)
@@ -128,9 +126,8 @@ def attention_variants(
     head_dim: int, dtype: torch.dtype = torch.bfloat16, layouts: tuple[str, ...] = LAYOUTS
 ) -> Iterator[Variant]:
     """Every variant of one head dim and dtype; of the small tiles, not all families have them (`exists`)."""
-    tilings = ({"even": True}, {"even": True, "small": 1}, {"even": True, "small": 2}, {"even": False})
-    for layout, mode, tiling in itertools.product(layouts, MODES, tilings):
-        options = {"head_dim": head_dim, "dtype": dtype, "layout": layout, "mode": mode, **tiling}
+    for layout, mode, tiles in itertools.product(layouts, MODES, TILES):
+        options = {"head_dim": head_dim, "dtype": dtype, "layout": layout, "mode": mode, "tiles": tiles}
         # Without queries of the reference only its gradient is ever a sum of shares.
         splits = (False, True) if mode == "pisa" else (False,)
         for kernel, split in itertools.product(("forward", "forward_training", "backward_query"), splits):

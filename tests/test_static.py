@@ -57,6 +57,7 @@ def test_hopper_kernels_use_wgmma_and_do_not_spill() -> None:
     kernels = json.loads(done.stdout)["kernels"]
     names = {"forward", "forward_training", "backward_query", "backward_key"}
     assert {kernel["kernel"] for kernel in kernels if "wgmma" in kernel["matrix"]} == names
+    # About 300; warps that repeat each other's rows would issue twice that.
     assert all(400 > kernel["issued"] >= kernel["loop"] > 100 for kernel in kernels if kernel["kernel"] in names)
     assert all(kernel["issued"] == kernel["loop"] == 0 for kernel in kernels if kernel["kernel"] not in names)
     assert {kernel["tiles"] for kernel in kernels if kernel["kernel"] == "backward_key"} == {"whole", "whole, split"}

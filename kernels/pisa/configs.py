@@ -1,9 +1,9 @@
 """Which tiles each kernel uses: a table per GPU family and head dim, found by static search, and what was tuned here.
 
 The table was searched without a GPU (`python bench/static.py` shows what its entries compile to, in every variant): at
-most 16 bytes spilled, wgmma on sm_90, no warp that repeats another's rows, eight warps on a multiprocessor or what fits
-there, then the fewest instructions for the same work. autotune.py measures instead. Nothing is refused while it runs:
-what a call computes never depends on earlier calls.
+most 16 bytes spilled, wgmma on sm_90, no warp that repeats another's rows where that can be had, eight warps on a
+multiprocessor or what fits there, then the fewest instructions for the same work. autotune.py measures instead. Nothing
+is refused while it runs: what a call computes never depends on earlier calls.
 """
 
 import functools
