@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from triton_inputs import FRAMES, REFERENCE, SCALE, attend, fused_inputs, output_and_gradients
 from videomaker.kernels.pisa import launch, plans
+from videomaker.kernels.pisa.configs import Config
 from videomaker.kernels.pisa.naive import pisa_naive
 
 
@@ -46,6 +47,14 @@ def test_plans_do_not_depend_on_earlier_calls() -> None:
     plans.forget_plans()
     plan(784)  # 448 x 448: partial tiles
     assert plan(1024) == alone
+
+
+def test_programs_of_more_warps_are_fewer_at_once_so_frames_make_fewer_groups() -> None:
+    """A group repeats the reference's attention to itself, so there are no more than keep the multiprocessors busy."""
+    x = torch.empty(2, 17 * 256, 8, 160, dtype=torch.bfloat16)
+    geometry = launch.Problem.of_pisa(x, x, x, 16, 256, 0.1).geometry
+    groups = [plans.plan_forward(geometry, False, Config(128, 64, num_warps=warps)).integers[-1] for warps in (2, 4, 8)]
+    assert groups == [16, 8, 4]
 
 
 def test_a_shared_reference_has_no_stride_over_the_batch() -> None:

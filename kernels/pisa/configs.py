@@ -50,6 +50,11 @@ class Config:
         return (self.block_k if kernel == "backward_key" else self.block_q) < 16 * self.num_warps
 
     @property
+    def programs_at_once(self) -> int:
+        """How many a multiprocessor runs at least, if they take no more than 255 registers a thread: eight warps."""
+        return max(1, 8 // self.num_warps)
+
+    @property
     def arithmetic(self) -> tuple[object, ...]:
         """What the bits of a result depend on; stages and registers change the time alone."""
         return self.block_q, self.block_k, self.num_warps, self.split_values, self.sum_by_dot

@@ -112,7 +112,7 @@ def backward_constants(geometry: Geometry, config: Config, *, is_split: bool) ->
 def plan_forward(geometry: Geometry, save: bool, config: Config | None = None) -> Plan:
     """The forward launch; `config` in place of the usual one."""
     config = config or config_of("forward_training" if save else "forward", geometry)
-    groups = _groups(geometry, config.block_q) if geometry.ref_queries else 1
+    groups = _groups(geometry, config, config.block_q) if geometry.ref_queries else 1
     constants = forward_constants(geometry, config, save=save, is_split=groups > 1)
     return _plan(geometry, config.block_q, groups, geometry.ref_queries, constants, 2)
 
@@ -121,7 +121,7 @@ def plan_forward(geometry: Geometry, save: bool, config: Config | None = None) -
 def plan_backward_query(geometry: Geometry, config: Config | None = None) -> Plan:
     """The launch for the gradient of q."""
     config = config or config_of("backward_query", geometry)
-    groups = _groups(geometry, config.block_q) if geometry.ref_queries else 1
+    groups = _groups(geometry, config, config.block_q) if geometry.ref_queries else 1
     constants = backward_constants(geometry, config, is_split=groups > 1)
     return _plan(geometry, config.block_q, groups, geometry.ref_queries, constants)
 
@@ -130,7 +130,7 @@ def plan_backward_query(geometry: Geometry, config: Config | None = None) -> Pla
 def plan_backward_key(geometry: Geometry, own: bool, reference: bool, config: Config | None = None) -> Plan:
     """The launch for the gradients of k and v: of the frames' (`own`), of the reference's, or of both."""
     config = config or config_of("backward_key", geometry)
-    groups = _groups(geometry, config.block_k)
+    groups = _groups(geometry, config, config.block_k)
     constants = backward_constants(geometry, config, is_split=reference and (groups > 1 or geometry.is_shared))
     return _plan(geometry, config.block_k, groups, reference, constants, own=own)
 
@@ -160,7 +160,7 @@ def _plan(
     )
 
 
-def _groups(geometry: Geometry, block: int) -> int:
+def _groups(geometry: Geometry, config: Config, block: int) -> int:
     if geometry.num_ref_tokens == 0:
         return 1
     return frame_groups(
@@ -169,17 +169,15 @@ def _groups(geometry: Geometry, block: int) -> int:
         num_ref_tokens=geometry.num_ref_tokens,
         heads=geometry.heads,
         block=block,
-        slots=_slots(geometry.device),
+        slots=_multiprocessors(geometry.device) * config.programs_at_once,
         ref_queries=geometry.ref_queries,
     )
 
 
 @functools.cache
-def _slots(device: torch.device) -> int:
-    """How many programs run at the same time, two per multiprocessor; an H200's without a GPU."""
-    if device.type != "cuda":
-        return 264
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    """An H200's number without a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 @functools.lru_cache(maxsize=4096)
