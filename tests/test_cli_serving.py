@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -23,6 +25,33 @@ def test_settings_come_from_flags_then_variables_then_the_file(tmp_path):
     assert (settings["port"], settings["batch"], settings["max_wait"]) == (7, 5, 3)
     assert settings["devices"] == ["cuda:0", "cuda:1"]
     assert settings["shapes"][0]["batch"] == 1
+
+
+def test_settings_are_shown_without_what_opens_a_store(tmp_path):
+    file = tmp_path / "serve.toml"
+    secret = {name: "S3CRET" for name in ("account_key", "sas_key", "secret_access_key", "azure_connection_string")}
+    lines = "".join(f"{name} = '{value}'\n" for name, value in {**secret, "region": "eu"}.items())
+    file.write_text(f"database = 'postgresql+psycopg://me:S3CRET@db/x'\n[files_options]\n{lines}")
+    shown = run("serve", "--config", file, "--show-config").stdout
+    assert "S3CRET" not in shown and json.loads(shown)["files_options"]["region"] == "eu"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_is_logged_as_text_without_the_values_of_variables(log_format):
+    """Keys and prompts are among them; other libraries' errors come the same way."""
+    program = (
+        "import logging, sys\n"
+        "from videomaker.serve.config import load_config\n"
+        "from videomaker.serve.logs import configure_logs\n"
+        f"configure_logs(load_config(log_format={log_format!r}))\n"
+        "headers = {'authorization': 'Bearer ' + 'x'.join(['vm_', 'SECRET'])}\n"
+        "try:\n    1 / 0\n"
+        "except ZeroDivisionError:\n    logging.getLogger('uvicorn.error').exception('answer failed')\n"
+    )
+    told = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stderr
+    assert "answer failed" in told and "ZeroDivisionError: division by zero" in told and "vm_xSECRET" not in told
+    if log_format == "json":
+        assert "Traceback" in json.loads(told)["exception"]
 
 
 @pytest.mark.parametrize(

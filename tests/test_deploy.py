@@ -83,7 +83,7 @@ def test_the_unit_waits_for_the_drain_and_the_proxy_lets_every_body_in():
     config = load_config(DEPLOY / "serve.toml")
     assert int(unit["Service"]["TimeoutStopSec"]) > config.drain_seconds + KILL_MARGIN
     assert unit["Service"]["KillMode"] == "mixed"
-    (limit,) = re.findall(r"max_size (\d+)MB", (DEPLOY / "Caddyfile").read_text())
+    (limit,) = re.findall(r"max_size (\d+)MiB", (DEPLOY / "Caddyfile").read_text())
     assert int(limit) >= config.max_body_mib
 
 

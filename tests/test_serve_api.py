@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -226,6 +227,7 @@ def test_other_web_sites_cannot_use_it(client):
     assert submit(client, headers={"origin": "http://evil.example"}).json()["error"]["code"] == "cross_site"
     assert submit(client, headers={"sec-fetch-site": "cross-site"}).status_code == 403
     assert submit(client, headers={"origin": "http://localhost"}).status_code == 200
+    assert submit(client, headers={"origin": "http://["}).json()["error"]["code"] == "cross_site"
     assert client.get("/v1/videos", headers={"host": "evil.example"}).json()["error"]["code"] == "host_not_allowed"
 
 
@@ -236,6 +238,14 @@ def test_a_body_has_a_limit(tmp_path):
         chunks = (b"x" * 100_000 for _ in range(8))
         headers = {"content-type": "application/json"}
         assert client.post("/v1/videos", content=chunks, headers=headers).status_code == 413
+
+
+def test_a_body_of_countless_parts_is_refused_before_it_is_read(client):
+    """Else one request of 31 MiB keeps all others waiting for seconds."""
+    body, headers = b'{"x":[' + b"[]," * 2_000_000 + b"[]]}", {"content-type": "application/json"}
+    start = time.perf_counter()
+    error = client.post("/v1/videos", content=body, headers=headers).json()["error"]
+    assert "parts" in error["message"] and time.perf_counter() - start < 0.4  # json.loads alone takes longer
 
 
 def test_a_picture_is_what_it_is_whatever_it_is_called(client):

@@ -164,6 +164,29 @@ def test_answers_that_are_lost_double_nothing(server, folder, monkeypatch):
     assert total(server) == before + 3
 
 
+def test_a_video_that_is_removed_before_it_is_fetched_is_one_lines_fault(server, folder):
+    class Removed(httpx2.HTTPTransport):
+        def handle_request(self, request):
+            if "content" in request.url.path and len(gone) == 0:
+                gone.append(request)
+                return httpx2.Response(404, json={"error": {"message": "there is no video"}})
+            return super().handle_request(request)
+
+    gone: list = []
+    jobs = read_lines(write(folder, *({"seed": seed} for seed in range(11, 14))), folder / "out", {})
+    client = Client(server.address, patient=True, transport=Removed())
+    tally = Bulk(client, Journal(folder / "out" / JOURNAL), at_once=1, on_made=lambda path: None).run(jobs)
+    assert tally.made == 2 and "there is no video" in tally.failed[1]
+
+
+@pytest.mark.parametrize("later", ["0", "Fri, 31 Dec 1999 23:59:59 GMT", "soon"])
+def test_a_server_says_when_to_come_again_by_a_number_or_a_date(later, monkeypatch):
+    answers = [httpx2.Response(503, headers={"retry-after": later}), httpx2.Response(200, json={"id": "x"})]
+    monkeypatch.setattr("videomaker.serve.client.time.sleep", lambda seconds: None)
+    client = Client("http://x", transport=httpx2.MockTransport(lambda request: answers.pop(0)))
+    assert client.create([PICTURE], {"prompt": "a"}) == {"id": "x"}
+
+
 def test_what_is_no_journal_is_left_alone(folder):
     (folder / JOURNAL).write_text("my own notes\n")
     with pytest.raises(InputError, match="is no journal of submit"):

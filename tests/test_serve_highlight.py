@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_in_words(client, state, photo):
     small = Image.new("L", (5, 5), 255)
     cases = [
         (ask(client, picture, small), "mask", "5x5"),
-        (ask(client, picture, Image.new("L", picture.size)), "mask", "empty"),
+        (ask(client, picture, Image.new("L", picture.size)), "mask", "that was sent is empty"),
         (ask(client, picture, box="1,2,3"), "box", "x1,y1,x2,y2"),
         (ask(client, picture, box="900,900,901,901"), "box", "no pixel"),
         (ask(client, picture, highlight="dog"), "highlight", "no detector"),
@@ -112,6 +112,13 @@ def test_what_does_not_fit_is_refused_in_words(client, state, photo):
     refused = client.post("/v1/videos", data={"prompt": "a", "reference_of": first, "box": "1,2,3,4"})
     assert refused.json()["error"]["param"] == "reference_of"
     assert [key for key in state.store.keys("videos") if first not in key] == []
+
+
+def test_a_mask_has_no_more_pixels_than_a_picture_may(tmp_path, photo):
+    picture, _ = photo
+    with client_of(make_state(tmp_path, max_pixels=picture.width * picture.height)) as client:
+        error = ask(client, picture, Image.new("L", (7000, 7000))).json()["error"]
+    assert error["param"] == "mask" and "7000x7000" in error["message"]
 
 
 def test_a_word_is_looked_for_by_the_configured_detector(tmp_path, photo, monkeypatch):

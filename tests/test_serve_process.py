@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import psutil
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from videomaker.cli import app
 from videomaker.serve.config import load_config
 from videomaker.serve.state import State
+from videomaker.serve.supervisor import Order, Supervisor
 
 LEASE = 2  # seconds, so that what a killed worker held comes back soon
 
@@ -102,6 +106,22 @@ def test_a_second_sigterm_gives_back_what_runs(tmp_path):
         time.sleep(0.3)
         assert server.stop() == 0
     assert states(tmp_path, id) == ["queued"]
+
+
+def test_a_worker_that_starts_while_all_are_told_to_stop_is_told_too(monkeypatch):
+    begun = threading.Event()
+
+    def slow_start(config):
+        begun.set()
+        time.sleep(0.5)
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr("videomaker.serve.supervisor._start", slow_start)
+    supervisor = Supervisor([Order(load_config(renderer="fake"), "cpu")])
+    supervisor.start()
+    assert begun.wait(10)
+    supervisor.stop(grace=5)
+    assert supervisor.ended.wait(10) and supervisor.pids() == []
 
 
 def test_an_open_address_needs_keys_and_a_taken_port_is_told(tmp_path, server):

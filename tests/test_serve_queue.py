@@ -50,6 +50,26 @@ def test_a_job_is_claimed_once_and_finished_once(queue):
     assert (done.state, done.step, done.lease, done.attempt) == ("completed", 10, None, 1)
 
 
+def test_whatever_a_job_ends_as_it_expires(any_database):
+    """`keep_hours` holds for what was cancelled and what was lost, too: pictures of people are among it."""
+    migrate.upgrade(any_database)
+    queue = Queue(any_database, max_attempts=1, keep_seconds=100)
+    ids = [queue.submit(new_job())[0] for _ in range(6)]
+    made, failed, lost, running, released = (claim(queue) for _ in range(5))
+    queue.finish(made.lease, made.rows[0].id, result={})
+    queue.finish(failed.lease, failed.rows[0].id, error={"code": "x", "message": "y"})
+    for claimed in (running, released):
+        assert queue.cancel("ann", claimed.rows[0].id)
+    queue.finish(running.lease, running.rows[0].id, result={})
+    queue.release(released.lease)
+    assert queue.cancel("ann", ids[5])  # while it waits
+    expire(queue, lost.lease)
+    assert queue.reap() == 1
+    ended = [row(queue, id) for id in ids]
+    assert [end.state for end in ended] == ["completed", *["failed"] * 5]
+    assert all(end.expires == pytest.approx(end.finished + 100, abs=1) for end in ended)
+
+
 def test_a_worker_past_its_lease_can_neither_renew_nor_finish(queue):
     id, _ = queue.submit(new_job())
     old = claim(queue)

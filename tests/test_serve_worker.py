@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -13,7 +14,9 @@ from sqlalchemy.exc import OperationalError
 from videomaker.serve.fake import FakeRenderer
 from videomaker.serve.lease import Stopped
 from videomaker.serve.renderer import OutOfMemory
+from videomaker.serve.results import make_files
 from videomaker.serve.tables import videos
+from videomaker.serve.worker import EXIT_HANGS
 
 
 @pytest.fixture
@@ -223,9 +226,58 @@ def test_the_next_batch_is_made_while_one_is_published(tmp_path, monkeypatch):
 def test_a_fault_in_publishing_ends_the_worker_aloud(tmp_path, monkeypatch):
     state = make_state(tmp_path, batch_wait=0)
     submitted(state, "a")
-    monkeypatch.setattr("videomaker.serve.worker.make_files", lambda *_: 1 / 0)
+    monkeypatch.setattr("videomaker.serve.worker.store_files", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_worker(state).run()
+
+
+def test_what_cannot_be_checked_or_encoded_fails_alone_and_is_not_shown(state, monkeypatch):
+    ids = submitted(state, "unchecked", "a", "uncoded")
+    worker = make_worker(state)
+    worker._check = lambda request, frames: 1 / 0 if request["prompt"] == "unchecked" else None
+
+    def make(made, request, *rest):
+        return 1 / 0 if request["prompt"] == "uncoded" else make_files(made, request, *rest)
+
+    monkeypatch.setattr("videomaker.serve.worker.make_files", make)
+    assert worker.work_once()
+    assert ends(state, ids) == ["check_failed", "completed", "encode_failed"]
+    assert [key for key in state.store.keys(f"videos/{ids[0]}") if "reference-" not in key] == []
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_no_reason_to_end(state, monkeypatch):
+    """As a slice of an H100 (MIG) to a user without rights."""
+
+    class Untold:
+        def __getattr__(self, name):
+            if name == "nvmlDeviceGetMemoryInfo":
+                raise RuntimeError("Not Supported")
+            return lambda *_: 1
+
+    monkeypatch.setitem(sys.modules, "pynvml", Untold())
+    make_worker(state)._beat()
+    (row,) = state.registry.alive()
+    assert row.stats["memory"] == []
+
+
+def test_beats_go_on_whatever_fails(state, monkeypatch):
+    worker, beats = make_worker(state), threading.Semaphore(0)
+    monkeypatch.setattr("videomaker.serve.worker.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_beat", lambda: [beats.release(), 1 / 0])
+    threading.Thread(target=worker._beat_always, daemon=True).start()
+    assert all(beats.acquire(timeout=10) for _ in range(3))
+
+
+def test_a_worker_that_hangs_ends_while_the_database_is_away(state, monkeypatch):
+    submitted(state, "a")
+    worker, statuses = make_worker(state), []
+    claimed = state.queue.claim(worker.id, state.model.name)
+    monkeypatch.setattr(
+        state.queue, "finish", lambda *_, **__: (_ for _ in ()).throw(OperationalError("", {}, OSError()))
+    )
+    monkeypatch.setattr("videomaker.serve.worker.os._exit", statuses.append)
+    worker._hangs(claimed)
+    assert statuses == [EXIT_HANGS]
 
 
 def test_a_database_that_is_away_while_a_batch_is_given_back_keeps_no_lease(state, monkeypatch):

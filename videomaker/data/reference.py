@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from videomaker.pictures import load_labels
+from videomaker.pictures import MAX_PIXELS, load_labels
 
 from .ranges import AboveZero, Angle, Share
 
 WHITE = (255, 255, 255)
 
 
-def read_mask(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
+def read_mask(source: Path | BinaryIO, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A mask by its labels (`videomaker.pictures.load_labels`): 255 where the subject is, 0 elsewhere, mode "L".
 
     Raises:
         InputError: it cannot be read.
     """
-    return Image.fromarray(np.uint8(255) * (load_labels(source, name=name) != 0))
+    return Image.fromarray(np.uint8(255) * (load_labels(source, name=name, max_pixels=max_pixels) != 0))
 
 
 def mask_on_white(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from videomaker.digests import sha256, sha256_of_file
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 from videomaker.media import load_reference
+from videomaker.pictures import MAX_PIXELS
 
 from .highlight import Box, GroundingDino, HighlightSettings, Sam, find_subject
 from .reference import compose_reference, read_mask
@@ -95,7 +96,13 @@ def open_finder(models: Path | None, *, device: str = "cpu", settings: Highlight
 
 
 def highlight_picture(
-    image: Image.Image, highlight: Highlight, *, height: int, width: int, finder: Finder | None = None
+    image: Image.Image,
+    highlight: Highlight,
+    *,
+    height: int,
+    width: int,
+    finder: Finder | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, Box]:
     """The subject on white, cropped and padded to the video's size, and the box it was cropped to.
 
@@ -104,17 +111,20 @@ def highlight_picture(
         highlight: at least one of its values.
         height, width: of the video.
         finder: of `open_finder`, needed for a word.
+        max_pixels: of the mask.
 
     Raises:
         InputError: the mask or the box does not fit, or the word finds no subject, several, or a small one.
     """
-    mask = None if highlight.mask is None else read_mask(highlight.mask)
+    mask = None if highlight.mask is None else read_mask(highlight.mask, max_pixels=max_pixels)
     box = highlight.box
     if mask is None and box is None:
         mask, box = _find(image, highlight.word, finder)
     found = None if mask is None else mask.getbbox()
     if mask is not None and found is None:
-        raise InputError(f"mask {highlight.mask or highlight.word} is empty: nothing of the picture would be left")
+        source = highlight.mask or highlight.word
+        name = source if isinstance(source, (Path, str)) else getattr(source, "name", "in memory")
+        raise InputError(f"mask {name} is empty: nothing of the picture would be left")
     box = box or found
     assert box is not None  # a box, or a mask that is not empty
     try:

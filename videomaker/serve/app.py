@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError
@@ -24,6 +25,7 @@ from .state import State
 
 log = structlog.get_logger("videomaker.serve.http")
 AWAY_RETRY = 2  # seconds
+ACCEPTED_AT_ONCE = 4  # requests, each of which may hold `max_references` decoded pictures of `max_pixels`
 _DESCRIPTION = """Puts a subject, given as one picture, into a video described by a prompt.
 
 The interface is OpenAI's Videos with fields of our own; every error is `{"error": {message, type, param, code}}`."""
@@ -39,6 +41,8 @@ def create_app(state: State) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.watcher = events.Watcher(state)
+        app.state.accepting = CapacityLimiter(ACCEPTED_AT_ONCE)
+        app.state.looking = CapacityLimiter(1)  # for a subject by a word, which takes seconds and all cores
         yield
 
     app = FastAPI(

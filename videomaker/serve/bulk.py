@@ -166,15 +166,15 @@ class Bulk:
         self._count(sent=1)
         try:
             video = self._made(job)
+            reason = video["error"]["message"] if video["status"] == "failed" else None
+            if reason is None:
+                self._client.download(video["id"], "record", job.path.with_suffix(".json"))
+                self._client.download(video["id"], "video", job.path)
         except Refusal as error:
             if error.status not in OF_THE_JOB:
                 raise
-            reason: str | None = str(error)
-        else:
-            reason = video["error"]["message"] if video["status"] == "failed" else None
+            reason = str(error)
         if reason is None:
-            self._client.download(video["id"], "record", job.path.with_suffix(".json"))
-            self._client.download(video["id"], "video", job.path)
             self._on_made(job.path)
             self._count(sent=-1, made=1)
         else:

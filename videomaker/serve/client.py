@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,26 @@ class Client:
                 time.sleep(min(0.5 * 2**failures, 10))
                 failures += 1
                 continue
-            later = answer.headers.get("retry-after")
+            later = _seconds(answer.headers.get("retry-after"))
             is_over = refusals >= RETRIES and not (self._patient and later is not None)
             if answer.status_code not in (408, 429, 502, 503, 504) or is_over:
                 return _checked(answer)
             spread = random.uniform(1, 1.2)  # or all that were refused together would come together again
-            time.sleep(min(spread * float(2**refusals if later is None else later), LONGEST_PAUSE))
+            time.sleep(min(spread * (2**refusals if later is None else later), LONGEST_PAUSE))
             failures, refusals = 0, refusals + 1
+
+
+def _seconds(later: str | None) -> float | None:
+    """Of a Retry-After, which is a number or a date (RFC 9110, section 10.2.3); None where it is neither."""
+    if later is None:
+        return None
+    if later.isdigit():
+        return float(later)
+    try:
+        when = parsedate_to_datetime(later)
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time())
 
 
 def _checked(answer: httpx2.Response) -> httpx2.Response:

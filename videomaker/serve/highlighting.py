@@ -40,10 +40,11 @@ class Highlighter:
 
     Args:
         models: folder of `grounding-dino/` and `sam/`, for words; without it, masks and boxes alone.
+        max_pixels: of a mask.
     """
 
-    def __init__(self, models: Path | None):
-        self.models = models
+    def __init__(self, models: Path | None, *, max_pixels: int):
+        self.models, self.max_pixels = models, max_pixels
         self._finder: Finder | None = None
         self._lock = threading.Lock()
 
@@ -94,7 +95,8 @@ class Highlighter:
             file.name = "that was sent"  # what messages call it
         highlight = Highlight(asked.highlight or "", file, parse_box(asked.box) if asked.box else None)
         needs_finder = mask is None and highlight.box is None
-        image, box = highlight_picture(upload.image, highlight, finder=self._find if needs_finder else None, **size)
+        finder = self._find if needs_finder else None
+        image, box = highlight_picture(upload.image, highlight, finder=finder, max_pixels=self.max_pixels, **size)
         story = {
             "word": asked.highlight,
             "mask_sha256": mask and sha256(mask),

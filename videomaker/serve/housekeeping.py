@@ -50,6 +50,7 @@ class Housekeeper:
 
     def _reap(self) -> None:
         if count := self.state.queue.reap():
+            self.state.process.leases_lost(count)
             log.warning("leases lost", jobs=count)
 
     def _expire(self) -> None:

@@ -114,9 +114,13 @@ class Signer:
         assert value is not None  # this replica's, or the other's
         self._secret = bytes.fromhex(value)
 
-    def link(self, id: str, what: str) -> str:
-        """The query of a link to `what` of a video; the same for an hour, so that players need not load again."""
-        expires = (math.ceil(time.time() / LINK_SECONDS) + 1) * LINK_SECONDS
+    def link(self, id: str, what: str, expires: int | None = None) -> str:
+        """The query of a link to `what` of a video; the same for an hour, so that players need not load again.
+
+        `expires`, in seconds since 1970, is for what is shown by a link: nothing that outlives it.
+        """
+        if expires is None:
+            expires = (math.ceil(time.time() / LINK_SECONDS) + 1) * LINK_SECONDS
         return f"expires={expires}&signature={self._sign(id, what, expires)}"
 
     def is_good(self, id: str, what: str, expires: str, signature: str) -> bool:

@@ -21,8 +21,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
-class HttpMetrics:
-    """Requests that this process answered."""
+class ProcessMetrics:
+    """What this process counts: requests that it answered, leases that it found lapsed."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -35,6 +35,12 @@ class HttpMetrics:
             buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60),
             registry=self.registry,
         )
+
+        self._lost = Counter("videomaker_leases_lost", "Runs whose worker died or hung", registry=self.registry)
+
+    def leases_lost(self, count: int) -> None:
+        """Runs that ended without a word; each is made again, or failed as `worker_lost`."""
+        self._lost.inc(count)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answer."""
@@ -82,22 +88,22 @@ class WorkerStats:
 
 
 def _gpu_memory() -> list[tuple[str, int, int]]:
-    """Name of each NVIDIA GPU, bytes used and in all; empty without one."""
+    """Name of each NVIDIA GPU, bytes used and in all; empty without one that tells."""
     try:
         import pynvml  # late: optional, and a driver is asked
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no driver, no GPU: each its own error
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+    except Exception:  # no package, driver or GPU, or one that does not tell (a MIG slice): each its own error
         return []
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
     return [(f"cuda:{index}", int(info.used), int(info.total)) for index, info in enumerate(memory)]
 
 
 class Sources(Protocol):
     """What is asked for figures: the `State` of a process."""
 
-    http: HttpMetrics
+    process: ProcessMetrics
 
     @property
     def registry(self) -> Registry:
@@ -113,7 +119,7 @@ def exposition(state: Sources) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Queue(state))
     registry.register(_Workers(state))
-    return generate_latest(state.http.registry) + generate_latest(registry)
+    return generate_latest(state.process.registry) + generate_latest(registry)
 
 
 class _Queue:

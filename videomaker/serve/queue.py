@@ -69,11 +69,21 @@ class Queue:
         database: of the tables.
         lease_seconds: how long a worker may be silent.
         max_attempts: runs of a job whose worker was lost.
+        keep_seconds: for which a job that has ended, however it ended, is kept; None: for good.
     """
 
-    def __init__(self, database: Database, *, lease_seconds: float = 30, max_attempts: int = 3):
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease_seconds: float = 30,
+        max_attempts: int = 3,
+        keep_seconds: float | None = None,
+    ):
         self.database = database
         self.lease_seconds, self.max_attempts = lease_seconds, max_attempts
+        expires = None if keep_seconds is None else NOW + keep_seconds
+        self._end = {"finished": NOW, "lease": None, "lease_until": None, "expires": expires}
 
     def submit(self, job: NewJob, limits: Limits = NO_LIMITS) -> tuple[str, bool]:
         """Accepts a job, or finds the one that the same request made before: its id, and whether it is new.
@@ -148,28 +158,24 @@ class Queue:
             rows = connection.execute(statement).all()
         return Renewed(frozenset(r.id for r in rows), frozenset(r.id for r in rows if r.cancel_requested))
 
-    def finish(
-        self, lease: str, id: str, *, result: dict | None = None, error: dict | None = None, keep: float | None = None
-    ) -> bool:
+    def finish(self, lease: str, id: str, *, result: dict | None = None, error: dict | None = None) -> bool:
         """Records what became of a job, once: whether `result` counts (the lease was still held, nobody cancelled).
 
         Args:
             lease, id: of the claim.
             result: of a video that was made.
             error: `code` and `message` of one that was not.
-            keep: seconds until it is removed.
         """
-        end = {"finished": NOW, "lease": None, "lease_until": None, "expires": None if keep is None else NOW + keep}
         job = _held(lease).where(videos.c.id == id)
         with self.database.write() as connection:
-            done = {"state": "completed", "result": result, "step": videos.c.steps}
             if error is None:
-                if connection.execute(job.where(~videos.c.cancel_requested).values(**end, **done)).rowcount:
+                done = {**self._end, "state": "completed", "result": result, "step": videos.c.steps}
+                if connection.execute(job.where(~videos.c.cancel_requested).values(done)).rowcount:
                     return True
                 if connection.scalar(select(videos.c.result).where(videos.c.id == id).where(_is_by(lease))):
                     return True  # an earlier call whose answer was lost
                 error = CANCELLED
-            connection.execute(job.values(**end, state="failed", error=error))
+            connection.execute(job.values(self._failed(error)))
         return False
 
     def release(self, lease: str) -> None:
@@ -177,13 +183,13 @@ class Queue:
         with self.database.write() as connection:
             wanted = _held(lease).where(~videos.c.cancel_requested)
             connection.execute(wanted.values({**_AGAIN, "attempt": videos.c.attempt - 1}))
-            connection.execute(_held(lease).values(_failed(CANCELLED)))
+            connection.execute(_held(lease).values(self._failed(CANCELLED)))
 
     def cancel(self, owner: str, id: str) -> bool:
         """Ends a queued job now and a running one at its next step; False when there is none left to end."""
         own = update(videos).where(videos.c.id == id, videos.c.owner == owner)
         with self.database.write() as connection:
-            queued = own.where(videos.c.state == "queued").values(_failed(CANCELLED))
+            queued = own.where(videos.c.state == "queued").values(self._failed(CANCELLED))
             running = own.where(videos.c.state == "in_progress").values(cancel_requested=True)
             return bool(connection.execute(queued).rowcount or connection.execute(running).rowcount)
 
@@ -199,11 +205,14 @@ class Queue:
             lost = update(videos).where(videos.c.id.in_(ids), videos.c.state == "in_progress")
             spent = lost.where(videos.c.attempt >= self.max_attempts)
             ends = (
-                lost.where(videos.c.cancel_requested).values(_failed(CANCELLED)),
-                spent.values(_failed(WORKER_LOST)),
+                lost.where(videos.c.cancel_requested).values(self._failed(CANCELLED)),
+                spent.values(self._failed(WORKER_LOST)),
                 lost.values(_AGAIN),
             )
             return sum(connection.execute(end).rowcount for end in ends)
+
+    def _failed(self, error: dict[str, str]) -> dict[str, Any]:
+        return {**self._end, "state": "failed", "error": error}
 
 
 # What every submit asks is built once: building a statement costs as much as running it.
@@ -230,7 +239,3 @@ def _held(lease: str):
 
 def _is_by(lease: str) -> ColumnElement[bool]:
     return videos.c.result["lease"].as_string() == lease
-
-
-def _failed(error: dict[str, str]) -> dict[str, Any]:
-    return {"state": "failed", "error": error, "finished": NOW, "lease": None, "lease_until": None}

@@ -143,4 +143,8 @@ def show_config(config: ServeConfig) -> None:
 
 
 def _hidden(name: str, value: str) -> str:
-    return "***" if any(word in name.lower() for word in ("secret", "token", "password", "key_id")) else value
+    return (
+        "***"
+        if any(word in name.lower() for word in ("secret", "token", "password", "key", "credential", "connection"))
+        else value
+    )

@@ -11,7 +11,7 @@ from .database import Database
 from .highlighting import Highlighter
 from .keys import Keys, Signer
 from .listing import Listing
-from .metrics import HttpMetrics
+from .metrics import ProcessMetrics
 from .models import ModelFacts, describe_all
 from .provenance import Credentials, open_credentials
 from .queue import Queue
@@ -30,7 +30,7 @@ class State:
 
     config: ServeConfig
     draining: bool = False
-    http: HttpMetrics = field(default_factory=HttpMetrics)
+    process: ProcessMetrics = field(default_factory=ProcessMetrics)
 
     @cached_property
     def database(self) -> Database:
@@ -51,7 +51,12 @@ class State:
     def queue(self) -> Queue:
         """The durable jobs."""
         config = self.config
-        return Queue(self.database, lease_seconds=config.lease_seconds, max_attempts=config.max_attempts)
+        return Queue(
+            self.database,
+            lease_seconds=config.lease_seconds,
+            max_attempts=config.max_attempts,
+            keep_seconds=None if config.keep_hours is None else 3600 * config.keep_hours,
+        )
 
     @cached_property
     def listing(self) -> Listing:
@@ -91,7 +96,7 @@ class State:
     @cached_property
     def highlighter(self) -> Highlighter:
         """What puts the subjects of pictures on white."""
-        return Highlighter(self.config.highlight_models)
+        return Highlighter(self.config.highlight_models, max_pixels=self.config.max_pixels)
 
     @cached_property
     def credentials(self) -> Credentials | None:

@@ -56,6 +56,7 @@ class Supervisor:
         self.failed, self.ended = threading.Event(), threading.Event()
         self._slots = [_Slot(order) for order in orders]
         self._end, self._spare = threading.Event(), spare
+        self._starting = threading.Lock()  # none is started that `stop` does not see
         self._until = float("inf")
         # One thread starts all: on Linux a child dies with the thread that started it.
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -73,9 +74,10 @@ class Supervisor:
 
         Called again meanwhile, it shortens the grace.
         """
-        self._end.set()
         self._until = min(self._until, time.monotonic() + grace + KILL_MARGIN)
-        running = [slot.process for slot in self._slots if slot.process and slot.process.poll() is None]
+        with self._starting:
+            self._end.set()
+            running = [slot.process for slot in self._slots if slot.process and slot.process.poll() is None]
         for process in running:
             process.terminate()
         for process in running:
@@ -115,10 +117,13 @@ class Supervisor:
             model, device = slot.order.config.name, slot.order.device
             lived = round(lived, 1)
             log.warning("worker ended", model=model, device=device, status=status, lived=lived, restart_in=slot.delay)
-        if slot.process is None and now >= slot.due and not self._end.is_set():
-            process, self._spare = self._spare or _start(slot.order.config), None
-            _send(process, slot.order)
-            slot.process, slot.started = process, now
+        if slot.process is None and now >= slot.due:
+            with self._starting:
+                if self._end.is_set():
+                    return
+                process, self._spare = self._spare or _start(slot.order.config), None
+                _send(process, slot.order)
+                slot.process, slot.started = process, now
 
 
 def start_spare(config: ServeConfig) -> subprocess.Popen | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -40,7 +40,7 @@ def _show(state: State, row: Row, wait: Wait | None) -> Video:
         num_references=len(request["references"]),
         signed=done and row.result.get("signed", False),
         cancel_requested=row.cancel_requested and row.state == "in_progress",
-        links=_links(state, row),
+        links=_links(state, row.id, ("reference", *(row.result["files"] if done else ()), "events")),
         **{name: request[name] for name in _SAME},
     )
 
@@ -50,13 +50,15 @@ _SAME = (
 )  # fmt: skip
 
 
-def _links(state: State, row: Row) -> dict[str, str]:
-    variants = ["reference", *(row.result["files"] if row.state == "completed" else ())]
-    base = f"/v1/videos/{row.id}"
-    links = {name: f"{base}/content?variant={name}&{state.signer.link(row.id, name)}" for name in variants}
-    return {**links, "events": f"{base}/events?{state.signer.link(row.id, 'events')}"}
+def _links(state: State, id: str, names: Iterable[str], expires: int | None = None) -> dict[str, str]:
+    def link(name: str) -> str:
+        path = "events?" if name == "events" else f"content?variant={name}&"
+        return f"/v1/videos/{id}/{path}{state.signer.link(id, name, expires)}"
+
+    return {name: link(name) for name in names}
 
 
-def event(video: Video) -> dict[str, Any]:
-    """What a stream of progress tells of a video."""
-    return video.model_dump(mode="json")
+def event(state: State, video: Video, link_ends: int | None) -> dict[str, Any]:
+    """What a stream of progress tells of a video; one that was asked for by a link gives none that lasts longer."""
+    told = video.model_dump(mode="json")
+    return told if link_ends is None else {**told, "links": _links(state, video.id, video.links, link_ends)}

@@ -229,21 +229,13 @@ class Worker:
             return Failed("out_of_memory", str(error))
 
     def _publish(self, row: Row, lease: str, outcome: Made | Failed, seconds: float, keeper: LeaseKeeper) -> None:
-        queue, config = self.state.queue, self.state.config
-        keep = None if config.keep_hours is None else 3600 * config.keep_hours
-        if isinstance(outcome, Made) and self._check and (reason := self._check(row.request, outcome.frames)):
-            outcome = Failed("safety_rejected", reason)
-        start = time.perf_counter()
-        if isinstance(outcome, Made):
-            try:
-                files = make_files(outcome, row.request, config, self.state.credentials)
-            except SigningFailed as error:  # an unsigned one is not what was promised
-                log.error("signing failed", video=row.id, error=str(error))
-                outcome = Failed("signing_failed", str(error))
-        if isinstance(outcome, Failed):
-            keeper.insist(lambda: queue.finish(lease, row.id, error=outcome.__dict__, keep=keep))
-            self.stats.fail(outcome.code)
-            log.warning("video failed", video=row.id, code=outcome.code, request_id=row.request_id)
+        queue, start = self.state.queue, time.perf_counter()
+        files = self._files(row, outcome)
+        if isinstance(files, Failed):
+            failed = files
+            keeper.insist(lambda: queue.finish(lease, row.id, error=failed.__dict__))
+            self.stats.fail(failed.code)
+            log.warning("video failed", video=row.id, code=failed.code, request_id=row.request_id)
             return
         encoded = time.perf_counter()
         described = keeper.insist(lambda: store_files(self.state.store, row.id, lease, files))
@@ -251,7 +243,7 @@ class Worker:
         phases = {"render": seconds, "encode": encoded - start, "store": stored - encoded}
         signed = self.state.credentials is not None
         result = {"lease": lease, "files": described, "seconds": phases, "signed": signed}
-        if not keeper.insist(lambda: queue.finish(lease, row.id, result=result, keep=keep)):
+        if not keeper.insist(lambda: queue.finish(lease, row.id, result=result)):
             self.state.store.delete(f"videos/{row.id}/{lease}")
             log.info("result not wanted", video=row.id, request_id=row.request_id)
             return
@@ -260,6 +252,30 @@ class Worker:
         for phase, value in {"wait": row.age, **phases}.items():
             self.stats.observe(row.bucket, phase, value)
         log.info("video made", video=row.id, seconds=round(seconds, 3), request_id=row.request_id)
+
+    def _files(self, row: Row, outcome: Made | Failed) -> dict[str, tuple[str, str, bytes]] | Failed:
+        """What is stored of a video; nothing of one that the team's check refuses, or could not look at."""
+        if isinstance(outcome, Failed):
+            return outcome
+        try:
+            reason = self._check and self._check(row.request, outcome.frames)
+        except Exception as error:
+            return self._failed(row, "check_failed", f"the video could not be checked: {type(error).__name__}")
+        if reason:
+            return Failed("safety_rejected", reason)
+        try:
+            return make_files(outcome, row.request, self.state.config, self.state.credentials)
+        except SigningFailed as error:  # an unsigned one is not what was promised
+            return self._failed(row, "signing_failed", str(error))
+        except OSError:  # a full disk, say: nothing is wrong with the job
+            raise
+        except Exception as error:
+            return self._failed(row, "encode_failed", f"the video could not be encoded: {type(error).__name__}")
+
+    def _failed(self, row: Row, code: str, message: str) -> Failed:
+        """As in `_render`: a job that fails takes neither the worker nor its neighbours with it."""
+        log.error(code.replace("_", " "), video=row.id, error=traceback.format_exc())
+        return Failed(code, message)
 
     def _leave(self, claimed: Claimed, keeper: LeaseKeeper) -> None:
         """What is still wanted goes back into the queue; what was cancelled ends."""
@@ -273,10 +289,14 @@ class Worker:
         """
         seconds = self.state.config.step_timeout
         error = {"code": "step_timeout", "message": f"a step took longer than {seconds:g} s"}
-        if len(claimed.rows) == 1:
-            self.state.queue.finish(claimed.lease, claimed.rows[0].id, error=error)
         log.error("step timeout", videos=[row.id for row in claimed.rows])
-        os._exit(EXIT_HANGS)
+        try:
+            if len(claimed.rows) == 1:
+                self.state.queue.finish(claimed.lease, claimed.rows[0].id, error=error)
+        except Exception as away:  # the database: the job's lease lapses, too
+            log.warning("database does not answer", error=str(away).splitlines()[0])
+        finally:
+            os._exit(EXIT_HANGS)
 
     def _learn(self, bucket: str, seconds: float, fill: float) -> None:
         old = self._seconds.get(bucket, seconds)
@@ -287,8 +307,8 @@ class Worker:
         while True:
             try:
                 self._beat()
-            except SQLAlchemyError as error:
-                log.warning("beat failed", error=str(error).splitlines()[0])
+            except Exception as error:  # whatever it is, a worker that falls silent is taken for dead
+                log.warning("beat failed", error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
             time.sleep(BEAT_SECONDS)
 
     def _beat(self) -> None:

@@ -58,15 +58,19 @@ def find_owner(request: Request) -> Owner:
     return LOCAL
 
 
-def linked(request: Request, id: str, what: str) -> bool:
-    """Whether the request came by a good signed link to `what` of a video."""
+def link_end(request: Request, id: str, what: str) -> int | None:
+    """Until when the signed link to `what` of a video is good by which the request came; None if it came by none.
+
+    Raises:
+        ApiError: 403, it is not good.
+    """
     query = request.query_params
     signature, expires = query.get("signature"), query.get("expires")
     if signature is None or expires is None:
-        return False
+        return None
     if not get_state(request).signer.is_good(id, what, expires, signature):
         raise ApiError(403, "the link is not good or no longer: ask for the video anew", code="link_expired")
-    return True
+    return int(expires)
 
 
 StateOf = Annotated[State, Depends(get_state)]

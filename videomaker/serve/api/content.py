@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from .. import pictures
 from ..problems import ApiError, not_found
 from ..state import State
-from .access import StateOf, find_owner, linked
+from .access import StateOf, find_owner, link_end
 from .videos import VideoId
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -57,7 +57,7 @@ async def content(
 
 
 def _find(request: Request, state: State, id: str, variant: str):
-    owner = None if linked(request, id, variant) else find_owner(request).id
+    owner = find_owner(request).id if link_end(request, id, variant) is None else None
     row = state.listing.get(id, owner)
     if row is None:
         raise not_found(id)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -58,7 +58,7 @@ class Boundary:
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
-            self.state.http.observe(scope["method"], route, answer.status, seconds)
+            self.state.process.observe(scope["method"], route, answer.status, seconds)
             level = log.debug if route in ("/healthz", "/readyz", "/metrics") else log.info
             level(
                 "request", method=scope["method"], path=scope["path"], status=answer.status, ms=round(1000 * seconds, 1)
@@ -74,7 +74,7 @@ class Boundary:
         if scope["method"] in _SAFE:
             return
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+        foreign = origin is not None and _split(origin).netloc != headers.get("host")
         if foreign or headers.get("sec-fetch-site") == "cross-site":
             raise ApiError(403, "requests from other web sites are refused", code="cross_site")
 
@@ -129,7 +129,11 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, answer: _Answ
 
 
 def _host_name(host: str) -> str:
+    return _split(f"//{host}").hostname or ""
+
+
+def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+        return urlsplit(url)
+    except ValueError:  # brackets that are no address: of nobody
+        return urlsplit("")

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
@@ -17,6 +18,7 @@ from ..schema import VideoRequest
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 2**20
+MAX_JSON_PARTS = 20_000  # a request has some forty values; millions of empty lists would keep all others waiting
 _PICTURES = re.compile(r"input_reference(\[\d{0,3}\])?(\[(?P<part>image_url|file_id)\])?")
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(;[\w.+=-]{1,100})*;base64,", re.ASCII)
 
@@ -36,10 +38,7 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
             pictures = [await _uploaded(file) for file in files]
             mask = None if mask_file is None else await _uploaded(mask_file)
     elif kind == "application/json":
-        fields, sources = _split_json(await request.body())
-        pictures = [_from_text(source) for source in sources]
-        mask_text = fields.pop("mask", None)
-        mask = None if mask_text is None else _from_text(_json_picture(mask_text, "mask"), "mask")
+        fields, pictures, mask = await run_in_threadpool(_split_json, await request.body())
     else:
         raise ApiError(415, "send multipart/form-data or application/json", code="unsupported_media_type")
     if len(pictures) > max_references:
@@ -76,7 +75,9 @@ def _split_form(form: FormData) -> tuple[dict[str, Any], list[UploadFile | str],
     return fields, pictures, mask
 
 
-def _split_json(body: bytes) -> tuple[dict[str, Any], list[str]]:
+def _split_json(body: bytes) -> tuple[dict[str, Any], list[bytes], bytes | None]:
+    if sum(body.count(mark) for mark in (b"[", b"{", b",")) > MAX_JSON_PARTS:
+        raise ApiError(400, f"the body has more than {MAX_JSON_PARTS:,} parts, and a request has a few")
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -85,7 +86,12 @@ def _split_json(body: bytes) -> tuple[dict[str, Any], list[str]]:
         raise ApiError(400, "the body is not a JSON object")
     given = fields.pop("input_reference", None)
     sources = [] if given is None else given if isinstance(given, list) else [given]
-    return fields, [_json_picture(source) for source in sources]
+    mask = fields.pop("mask", None)
+    return (
+        fields,
+        [_from_text(_json_picture(source)) for source in sources],
+        None if mask is None else _from_text(_json_picture(mask, "mask"), "mask"),
+    )
 
 
 def _json_picture(source: Any, name: str = "input_reference") -> str:

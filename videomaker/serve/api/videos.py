@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request
-from starlette.concurrency import run_in_threadpool
 
 from ..accept import Call, accept
 from ..problems import ApiError, not_found
@@ -53,7 +54,9 @@ async def create(
     asked, sent, mask = await read_request(request, max_references=state.config.max_references)
     retry = int(x_stainless_retry_count) if re.fullmatch(r"\d{1,3}", x_stainless_retry_count) else 0
     call = Call(owner, request.scope["state"]["request_id"], idempotency_key, retry, current_traceparent())
-    return await run_in_threadpool(_accepted, state, asked, sent, mask, call)
+    accepted = partial(_accepted, state, asked, sent, mask, call)
+    services = request.app.state
+    return await to_thread.run_sync(accepted, limiter=services.looking if asked.highlight else services.accepting)
 
 
 def _accepted(state: State, asked: VideoRequest, sent: list[bytes], mask: bytes | None, call: Call) -> Video:

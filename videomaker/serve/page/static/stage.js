@@ -9,9 +9,12 @@ const RETRY = 2000; // milliseconds until a broken stream is asked for again
 const FAILURES = {
   cancelled: "Cancelled",
   worker_lost: "Lost on the way",
+  reference_lost: "Its picture is gone",
   out_of_memory: "Too large for this server",
   step_timeout: "Took too long",
   overflow: "Numbers overflowed",
+  check_failed: "Could not be checked",
+  encode_failed: "Could not be encoded",
   signing_failed: "Could not be signed",
   render_failed: "Not made",
   safety_rejected: "Refused",
