@@ -61,6 +61,8 @@ def _is_watched(tensors: list[Tensor]) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.autograd.profiler._is_profiler_enabled
         or any([type(x) not in PLAIN or x.is_meta for x in tensors])
+        # The gradient that comes first, under `torch.autograd.grad(..., is_grads_batched=True)`.
+        or torch._C._functorch.is_legacy_batchedtensor(tensors[0])
     )
 
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import triton
 from torch import Tensor
 
 from ..accuracy import error_band, errors, evaluate, evaluate_naive, failures, largest_score
+from ..transforms import is_readable
 from .configs import KERNELS, Config, gpu_family, store_tuned, table_configs, tuned_configs, tuning_key
 from .launch import Problem, run_backward_key, run_backward_query, run_forward, run_row_statistics, warm_up
 from .plans import forget_plans
@@ -27,6 +29,7 @@ MAX_STACK = 16  # bytes of spilled registers outside the inner loop, which cost 
 
 logger = logging.getLogger(__name__)
 _begun: set[str] = set()
+_tuning = threading.Lock()  # one at a time, and none within another: its check calls the operator, too
 Attention = Callable[..., Tensor]
 
 
@@ -59,12 +62,14 @@ def autotune(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     problem = Problem.of_pisa(q.detach(), k.detach(), v.detach(), num_frames, num_ref_tokens, scale)
-    with torch.cuda.device_of(q):
-        is_exact = _exactness_check(attention, problem)
+    own_numbers = torch.random.fork_rng([q.device] if q.is_cuda else [])  # a seeded program draws what it always does
+    with _tuning, own_numbers, torch.cuda.device_of(q):
+        checked = _checked_part(problem)
+        is_exact = _exactness_check(attention, checked)
         keys = {kernel: _key(problem, kernel) for kernel in KERNELS}
         found = {kernel: tuned_configs()[key] for kernel, key in keys.items() if key in tuned_configs()}
         for kernel in KERNELS if kernels is None else kernels:
-            if best := _fastest(problem, kernel, is_exact, found):
+            if best := _fastest(problem, checked, kernel, is_exact, found):
                 found[kernel] = best
                 store_tuned({keys[kernel]: best})
                 forget_plans()
@@ -74,32 +79,42 @@ def autotune(
 def autotune_once(
     attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_frames: int, num_ref_tokens: int, scale: float
 ) -> None:
-    """`autotune`, unless such shapes were tuned before, a CUDA graph is being captured or there is no GPU."""
-    if q.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    """`autotune`, unless such shapes were tuned before or this is no moment for it.
+
+    None is: without a GPU, while a CUDA graph is captured, where a compiler or a transform looks on, within the tuning
+    of other shapes. Too little memory leaves the table's configurations.
+    """
+    if q.device.type != "cuda" or torch.cuda.is_current_stream_capturing() or not is_readable(q) or _tuning.locked():
         return
     key = _key(Problem.of_pisa(q, k, v, num_frames, num_ref_tokens, scale), "forward")
-    if key not in tuned_configs() and key not in _begun:
-        _begun.add(key)
+    if key in tuned_configs() or key in _begun:
+        return
+    _begun.add(key)
+    try:
         autotune(attention, q, k, v, num_frames=num_frames, num_ref_tokens=num_ref_tokens, scale=scale)
+    except torch.OutOfMemoryError as error:
+        logger.warning("autotune: the usual tiles stay, there is too little memory to try others: %s", error)
 
 
-def candidates(kernel: str, found: dict[str, Config] | None = None, usual: tuple[Config, ...] = ()) -> Iterator[Config]:
+def candidates(
+    kernel: str, head_dim: int, found: dict[str, Config] | None = None, usual: tuple[Config, ...] = ()
+) -> Iterator[Config]:
     """Every configuration worth a try, the table's (`usual`) first.
 
     `found` are the kernels tuned already: the forward of training computes in the tiles of the forward of inference, so
     that a recomputed forward has the bits of the first.
     """
     like = (found or {}).get("forward")
-    for config in dict.fromkeys((*usual, *_combinations(kernel))):
+    for config in dict.fromkeys((*usual, *_combinations(kernel, head_dim))):
         if kernel != "forward_training" or like is None or config.arithmetic == like.arithmetic:
             yield config
 
 
-def _combinations(kernel: str) -> Iterator[Config]:
-    """Those whose warps all have rows of their own."""
+def _combinations(kernel: str, head_dim: int) -> Iterator[Config]:
+    """Those whose warps all have rows of their own; wide heads need more registers than the least that are tried."""
     blocks = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (32, 64), (32, 128), (16, 64), (16, 128))
     is_forward = kernel.startswith("forward")
-    caps = (None,) if torch.version.hip is not None else (None, 128, 168)
+    caps = (None,) if torch.version.hip is not None else (None, 168) if head_dim > 128 else (None, 128, 168)
     switches = ((True, False), (False, True)) if is_forward else ((True,), (False,))
     for (block_q, block_k), *rest in itertools.product(blocks, (4, 8), (2, 3), caps, *switches):
         config = Config(block_q, block_k, *rest)
@@ -108,11 +123,16 @@ def _combinations(kernel: str) -> Iterator[Config]:
 
 
 def _fastest(
-    problem: Problem, kernel: str, is_exact: Callable[[str, Config], bool], found: dict[str, Config]
+    problem: Problem,
+    checked: Problem,
+    kernel: str,
+    is_exact: Callable[[str, Config], bool],
+    found: dict[str, Config],
 ) -> Config | None:
     """The fastest exact candidate; those that do not even compile are gone before the first is timed."""
-    usual = table_configs(kernel, gpu_family(problem.q.device), problem.q.shape[-1], problem.q.dtype)
-    compiled = _compilable(problem, kernel, list(candidates(kernel, found, usual)))
+    head_dim = problem.q.shape[-1]
+    usual = table_configs(kernel, gpu_family(problem.q.device), head_dim, problem.q.dtype)
+    compiled = _compilable((problem, checked), kernel, list(candidates(kernel, head_dim, found, usual)))
     seconds = {}
     for config in compiled:
         try:
@@ -123,15 +143,19 @@ def _fastest(
     return best if best is not None and math.isfinite(seconds[best]) else None
 
 
-def _compilable(problem: Problem, kernel: str, configs: list[Config]) -> list[Config]:
-    """The configurations that compile and do not spill, compiled side by side: ptxas runs outside Python's lock."""
-    if problem.q.device.type != "cuda":
+def _compilable(problems: Sequence[Problem], kernel: str, configs: list[Config]) -> list[Config]:
+    """The configurations that compile and do not spill, compiled side by side: ptxas runs outside Python's lock.
+
+    Of several problems, as they may split their frames otherwise.
+    """
+    device = problems[0].q.device
+    if device.type != "cuda":
         return configs
 
     def compiles(config: Config) -> bool:
         try:
-            with torch.cuda.device(problem.q.device):
-                return _spilled_bytes(warm_up(problem.geometry, kernel, config)) <= MAX_STACK
+            with torch.cuda.device(device):
+                return all(_spilled_bytes(warm_up(x.geometry, kernel, config)) <= MAX_STACK for x in problems)
         except Exception as error:  # TritonError, or RuntimeError from a pass that fails
             logger.info("autotune: %s with %s does not compile: %s", kernel, config, str(error).splitlines()[:1])
             return False
@@ -146,20 +170,25 @@ def _spilled_bytes(compiled: Any) -> int:
     return 4 * compiled.n_spills
 
 
-def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, Config], bool]:
-    """A test of one configuration: output and gradients of the first video's first two frames, cut where they are long.
+def _checked_part(problem: Problem) -> Problem:
+    """The first video's first two frames and the reference, cut to CHECKED_TOKENS where they are long.
 
-    Frames are cut to CHECKED_TOKENS, whole tiles staying whole, so that the check's memory has a bound.
+    So the check's memory has a bound; whole tiles stay whole.
     """
-    num_frames = min(problem.num_frames, 2)
-    num_ref_tokens = min(problem.geometry.num_ref_tokens, CHECKED_TOKENS)
-    tensors = [_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v)]
+    num_frames, num_ref_tokens = min(problem.num_frames, 2), min(problem.geometry.num_ref_tokens, CHECKED_TOKENS)
+    q, k, v = (_first_frames(x, problem, num_frames) for x in (problem.q, problem.k, problem.v))
+    return Problem.of_pisa(q, k, v, num_frames, num_ref_tokens, problem.scale)
+
+
+def _exactness_check(attention: Attention, checked: Problem) -> Callable[[str, Config], bool]:
+    """A test of one configuration: output and gradients on `_checked_part` of the problem."""
+    tensors = [checked.q, checked.k, checked.v]
     tensors.append(torch.randn_like(tensors[0], memory_format=torch.contiguous_format))
-    options: dict[str, Any] = {"num_frames": num_frames, "num_ref_tokens": num_ref_tokens, "scale": problem.scale}
+    num_ref_tokens, scale = checked.geometry.num_ref_tokens, checked.scale
+    options: dict[str, Any] = {"num_frames": checked.num_frames, "num_ref_tokens": num_ref_tokens, "scale": scale}
     exact = evaluate_naive(*tensors, **options)
-    naive = errors(evaluate_naive(*tensors, **options, dtype=problem.q.dtype), exact, num_ref_tokens)
-    band = error_band(problem.q.dtype, largest_score(tensors[0], tensors[1], problem.scale))
-    checked = Problem.of_pisa(tensors[0], tensors[1], tensors[2], num_frames, num_ref_tokens, problem.scale)
+    naive = errors(evaluate_naive(*tensors, **options, dtype=checked.q.dtype), exact, num_ref_tokens)
+    band = error_band(checked.q.dtype, largest_score(tensors[0], tensors[1], scale))
 
     def is_exact(kernel: str, config: Config) -> bool:
         with _trial(_key(checked, kernel), config):
@@ -174,13 +203,15 @@ def _exactness_check(attention: Attention, problem: Problem) -> Callable[[str, C
 
 
 def _first_frames(x: Tensor, problem: Problem, num_frames: int) -> Tensor:
-    """`[1, num_frames·N + M, H, D]` of the first video, N and M cut, with the token stride of `x`."""
+    """`[1, num_frames·N + M, H, D]` of the first video, N and M cut, with the token stride of `x` if it has one."""
     geometry = problem.geometry
     frame_tokens, num_ref_tokens = (min(n, CHECKED_TOKENS) for n in (geometry.num_tokens, geometry.num_ref_tokens))
     first = x[:1]
     frames = first[:, : num_frames * geometry.num_tokens].unflatten(1, (num_frames, -1))[:, :, :frame_tokens]
     reference = first[:, geometry.num_frames * geometry.num_tokens :][:, :num_ref_tokens]
     tokens = torch.cat([frames.flatten(1, 2), reference], dim=1)
+    if 0 in x.stride()[1:]:  # expanded: nothing can be written there
+        return tokens
     return torch.empty_strided(tokens.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tokens)
 
 

@@ -120,6 +120,8 @@ def run_row_statistics(
 ) -> tuple[Tensor, Tensor]:
     """lse' and δ' of every row, fp32 `[B, H, R]` each; see backward.py."""
     geometry = problem.geometry
+    # The kernels know no strides of these, and vmap repeats a sample by a stride of 0.
+    out, out_gradient, reference_outputs, lse = (x.contiguous() for x in (out, out_gradient, reference_outputs, lse))
     row_lse = torch.empty_like(lse) if geometry.ref_queries else lse
     row_delta = torch.empty_like(lse)
     grid, integers, constants = plan_statistics(geometry)

@@ -38,7 +38,8 @@ def triton_unavailable_reason(q: Tensor) -> str | None:
     if q.dtype not in DTYPES:
         return f"its kernels take float16, bfloat16 or float32, not {q.dtype}"
     if INTERPRETED:
-        return None
+        is_late = isinstance(triton.language.cdiv, triton.runtime.JITFunction)
+        return "TRITON_INTERPRET=1 was set after triton was imported: set it before" if is_late else None
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, it needs a GPU (or TRITON_INTERPRET=1)"
     if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):

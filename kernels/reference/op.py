@@ -28,7 +28,6 @@ def reference_triton(
     inputs: tuple[Tensor, ...] = (q, k, v, k_ref, v_ref)
     if INTERPRETED and dtype == torch.bfloat16:  # Triton's interpreter cannot multiply bfloat16 matrices
         inputs = tuple(x.float() for x in inputs)
-    bias = None if bias is None else bias.contiguous()
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     out = _attend(*inputs, bias, num_frames, scale, save)[0]
     return out if out.dtype == dtype else out.to(dtype)
@@ -89,6 +88,7 @@ def _problem(
 ) -> Problem:
     k, v = (x if x.stride(1) >= x.shape[3] else x.contiguous() for x in (k, v))  # tokens that share memory
     k_ref, v_ref = (_with_token_stride(x, own.stride(1)) for x, own in ((k_ref, k), (v_ref, v)))
+    bias = None if bias is None else bias.contiguous()
     return Problem(q, k, v, k_ref, v_ref, num_frames, scale, ref_bias=bias)
 
 
