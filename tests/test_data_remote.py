@@ -4,6 +4,8 @@ import functools
 import http.server
 import json
 import logging
+import os
+import shutil
 import threading
 from typing import ClassVar
 
@@ -55,10 +57,16 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture
-def server(shards, monkeypatch):
+def place(shards):
+    """The folder that is served."""
+    return shards
+
+
+@pytest.fixture
+def server(place, monkeypatch):
     """The URL of the shards' folder, and the handler."""
-    handler = type("Served", (Handler,), {"asked": [], "cut_off": set(), "directory_path": shards})
-    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(shards)))
+    handler = type("Served", (Handler,), {"asked": [], "cut_off": set(), "directory_path": place})
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(place)))
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(remote, "_RETRIES", 0)
@@ -147,4 +155,56 @@ def test_a_folder_of_its_own_has_no_source(tmp_path):
     remote.ensure_local(tmp_path / "absent.tar")
     assert not remote.is_there(tmp_path / "absent.tar") and not list(tmp_path.iterdir())
     (tmp_path / "source.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
-    assert remote._source_of(tmp_path / "absent.tar") == (tmp_path, "http://127.0.0.1:9")
+    assert remote._source_of(tmp_path / "absent.tar") == (tmp_path, {"url": "http://127.0.0.1:9"})
+
+
+class TestAnotherManifestAtTheSameUrl:
+    """`data shard` gives shards the same names whatever is in them."""
+
+    @pytest.fixture
+    def place(self, shards, tmp_path):
+        return shutil.copytree(shards, tmp_path / "published")
+
+    @pytest.fixture
+    def republish(self, place, tmp_path):
+        """Puts other videos and captions under the same names and ids."""
+
+        def put() -> None:
+            manifest = masked_clips(tmp_path / "others") / "manifest.jsonl"
+            lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+            videos = [{"video": line["video"], "num_frames": line["num_frames"]} for line in reversed(lines)]
+            captions = {"captions": ["another"]}
+            write_lines(manifest, [line | video | captions for line, video in zip(lines, videos, strict=True)])
+            write_shards(manifest, tmp_path / "other shards", clips_per_shard=5)
+            shutil.copytree(tmp_path / "other shards", place, dirs_exist_ok=True)
+
+        return put
+
+    def test_a_new_run_sees_the_new_clips_whole(self, config, place, republish, tmp_path, caplog):
+        before = build_dataset(config, seed=0)
+        assert before[0, 3]["caption"] != "another"
+        republish()
+        with caplog.at_level(logging.WARNING):
+            after = build_dataset(config, seed=0)
+        assert "is not what it was" in caplog.text
+        local = build_dataset(config_of(place), seed=0)
+        assert_same_batches([after[0, 3]], [local[0, 3]])
+        assert after[0, 3]["caption"] == "another"
+        assert len(list((tmp_path / "downloads").rglob("shard-000000.tar"))) == 2
+
+    def test_a_run_under_way_takes_no_shard_of_the_new_ones(self, config, republish):
+        dataset = build_dataset(config, seed=0)
+        kept = dataset[0, 3]
+        republish()
+        sample = dataset[0, 6]  # of a shard that is not here yet
+        assert sample["skipped"][0][:2] == ("clip-6", "changed") and sample["caption"] != "another"
+        assert_same_batches([dataset[0, 3]], [kept])
+
+    def test_the_same_bytes_written_again_change_nothing(self, config, place, caplog):
+        dataset = build_dataset(config, seed=0)
+        for file in place.iterdir():
+            os.utime(file, (0, 0))
+        assert not dataset[0, 6]["skipped"]
+        with caplog.at_level(logging.WARNING):
+            assert build_dataset(config, seed=0).samples[0].root == dataset.samples[0].root
+        assert not caplog.text

@@ -1,8 +1,9 @@
 """Shards that lie elsewhere: a manifest by its URL, whose shards come to this machine when they are first read.
 
 `http://`, `https://`, `s3://`, `gs://` and `az://` are read by obstore, with credentials as the environment has them
-(`AWS_ACCESS_KEY_ID` and so on). A copy has a folder of its own, named after the URL, with the URL in `source.json`;
-from there on it is a folder of shards like any other, in which some are not there yet.
+(`AWS_ACCESS_KEY_ID` and so on). A copy has a folder of its own, named after the URL and the manifest's digest, with the
+URL in `source.json`; from there on it is a folder of shards like any other, in which some are not there yet. Shards are
+called the same whatever is in them, so what is at a URL later is another copy and never mixes with this one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from videomaker.digests import sha256
+from videomaker.digests import sha256, sha256_of_file
 from videomaker.errors import InputError
 from videomaker.files import atomic_path
 
@@ -54,33 +56,76 @@ def local_manifest(name: str, downloads: str = "") -> Path:
     if scheme not in _SCHEMES:
         raise InputError(f"data.manifest={name}: give a file or a URL that begins with {', '.join(_SCHEMES)}")
     base, _, file = name.rpartition("/")
-    folder = Path(downloads or _cache_folder()) / sha256(base)[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / SOURCE) as temporary:
-        temporary.write_text(json.dumps({"url": base}))
-    manifest = folder / file
+    copies = Path(downloads or _cache_folder()) / sha256(name)[:16]
+    copies.mkdir(parents=True, exist_ok=True)
+    earlier = _newest_first(copies)
     try:
-        _download(base, file, manifest)
+        folder = _fetch_manifest(base, file, copies)
     except ClipError as error:
-        if not manifest.is_file():
+        if not earlier:
             raise InputError(f"{name} cannot be read: {error}") from error
+        folder = earlier[0]
         logger.warning("%s cannot be read (%s): taking the copy of an earlier run", name, error)
-    _check_places(manifest, name)
-    return manifest
+    if earlier and folder not in earlier:  # which another run may still read
+        logger.warning("%s is not what it was: its shards come anew, the copy of before stays in %s", name, earlier[0])
+    _check_places(folder / file, name)
+    return folder / file
+
+
+def _newest_first(copies: Path) -> list[Path]:
+    """The copies of what has been at one URL, the last one that a run began with first."""
+    sources = sorted(copies.glob(f"*/{SOURCE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent for path in sources]
+
+
+def _fetch_manifest(base: str, file: str, copies: Path) -> Path:
+    """The folder of the copy of what is at a URL now, with the manifest in it.
+
+    Raises:
+        ClipError: it cannot be fetched whole.
+    """
+    with TemporaryDirectory(dir=copies) as temporary:
+        fetched = Path(temporary) / file
+        version = _download(base, file, fetched)
+        folder = copies / sha256_of_file(fetched)[:16]
+        folder.mkdir(exist_ok=True)
+        os.replace(fetched, folder / file)  # of the same bytes, if another process was quicker
+    with atomic_path(folder / SOURCE) as temporary_source:
+        temporary_source.write_text(json.dumps({"url": base, "manifest": file, "version": version}))
+    return folder
 
 
 def ensure_local(path: Path) -> None:
     """Fetches a shard that is not there yet, once for all processes of this machine; other files are left alone.
 
     Raises:
-        ClipError: it cannot be fetched whole.
+        ClipError: it cannot be fetched whole, or the URL has another manifest by now.
     """
     if path.exists() or (source := _source_of(path)) is None:
         return
-    folder, url = source
+    folder, where = source
     with _locked(path):
         if not path.exists():
-            _download(url, path.relative_to(folder).as_posix(), path)
+            with atomic_path(path) as temporary:
+                _download(where["url"], path.relative_to(folder).as_posix(), temporary)
+                _check_unchanged(folder, where)
+
+
+def _check_unchanged(folder: Path, where: dict[str, Any]) -> None:
+    """Refuses what came from a URL whose manifest is no longer the one in `folder`: it may belong to the new one.
+
+    Raises:
+        ClipError: so, or the manifest is not there.
+    """
+    url, file = where["url"], where["manifest"]
+    answer = _request("head", url, file)
+    if answer.get("version") == where["version"]:
+        return
+    with TemporaryDirectory(dir=folder.parent) as temporary:  # the same bytes may have been written once more
+        fetched = Path(temporary) / file
+        _download(url, file, fetched)
+        if sha256_of_file(fetched) != sha256_of_file(folder / file):
+            raise ClipError("changed", f"{url}/{file} is not what it was when this run began: start it again")
 
 
 def is_there(path: Path) -> bool:
@@ -88,7 +133,7 @@ def is_there(path: Path) -> bool:
     if path.is_file():
         return True
     source = _source_of(path)
-    return source is not None and _answers(source[1], path.relative_to(source[0]).as_posix())
+    return source is not None and _answers(source[1]["url"], path.relative_to(source[0]).as_posix())
 
 
 @lru_cache(maxsize=4096)  # hundreds of clips are in one shard
@@ -96,20 +141,24 @@ def _answers(url: str, name: str) -> bool:
     return "error" not in _request("head", url, name)
 
 
-def _source_of(path: Path) -> tuple[Path, str] | None:
-    """The folder of copies that a path is in, and its URL."""
+def _source_of(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The copy that a path is in, and what its `source.json` says: the URL, the manifest's name and its version."""
     for folder in path.parents:
         if (file := folder / SOURCE).is_file():
-            return folder, json.loads(file.read_text(encoding="utf-8"))["url"]
+            return folder, json.loads(file.read_text(encoding="utf-8"))
     return None
 
 
-def _download(url: str, name: str, target: Path) -> None:
-    """Whole or not at all."""
-    with atomic_path(target) as temporary:
-        answer = _request("get", url, name, str(temporary))
-        if "error" in answer:
-            raise ClipError("missing", f"{url}/{name}: {answer['error']}")
+def _download(url: str, name: str, target: Path) -> str:
+    """Writes an object to `target`, which is a temporary file; returns its version.
+
+    Raises:
+        ClipError: it cannot be fetched whole.
+    """
+    answer = _request("get", url, name, str(target))
+    if "error" in answer:
+        raise ClipError("missing", f"{url}/{name}: {answer['error']}")
+    return answer["version"]
 
 
 def _request(verb: str, url: str, name: str, *target: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python transfer.py get URL NAME TARGET` or `head URL NAME`: one request of obstore's, in a process of its own.
 
 A loader's workers are forks, and obstore's threads do not come along: a request would wait in them for ever. Imports
-nothing of the project, so that it starts at once. The answer is a line of JSON with "size" or "error".
+nothing of the project, so that it starts at once. The answer is a line of JSON with "size" and "version", or "error".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 
@@ -37,14 +38,19 @@ def main(verb: str, url: str, name: str, retries: str, target: str = "") -> dict
     try:
         store = from_url(url, client_options=options, retry_config=retry)
         if verb == "head":
-            return {"size": obstore.head(store, name)["size"]}
+            return _about(obstore.head(store, name))
         found = obstore.get(store, name)
         with Path(target).open("wb") as file:
             written = sum(file.write(chunk) for chunk in found.stream())
     except (OSError, ValueError, obstore.exceptions.BaseError) as error:
         return {"error": str(error).strip().partition("\n")[0]}
-    expected = found.meta["size"]
-    return {"size": written} if written == expected else {"error": f"it ended after {written} of {expected} bytes"}
+    about = _about(found.meta)
+    return about if written == about["size"] else {"error": f"it ended after {written} of {about['size']} bytes"}
+
+
+def _about(meta: ObjectMeta) -> dict:
+    """An object's size, and what is another when it has been written again."""
+    return {"size": meta["size"], "version": meta["e_tag"] or f"{meta['size']} {meta['last_modified']}"}
 
 
 if __name__ == "__main__":
