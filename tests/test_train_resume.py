@@ -9,6 +9,7 @@ from tiny import tiny_pipeline
 from videomaker.train.guards import StopRequest
 from videomaker.train.monitor import Table
 from videomaker.train.overrides import load_config
+from videomaker.train.plots import read_curves
 
 from videomaker.errors import InputError
 
@@ -96,3 +97,36 @@ def test_a_row_that_a_kill_cut_off_is_dropped(tmp_path):
         (tmp_path / "metrics.csv").write_text("step,loss,rate\n1,0.5,1\n2,0.4,1\n" + torn)
         Table(tmp_path / "metrics.csv", start=3)
         assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss,rate", "1,0.5,1", "2,0.4,1"]
+
+
+def test_other_settings_bring_other_columns(tmp_path):
+    path = tmp_path / "held_out.csv"
+    path.write_text("step,video_100,video_500\n2,0.5,0.4\n4,0.3,0.2\n")
+    table = Table(path, start=2)
+    table.append({"step": 4, "video_300": 0.7, "video_500": 0.1})
+    table.append({"step": 6, "video_300": 0.6, "video_500": 0.05})
+    assert path.read_text().split() == ["step,video_100,video_500,video_300", "2,0.5,0.4,", "4,,0.1,0.7", "6,,0.05,0.6"]
+    assert read_curves(path) == {
+        "video_100": ([2], [0.5]), "video_500": ([2, 4, 6], [0.4, 0.1, 0.05]), "video_300": ([4, 6], [0.7, 0.6]),
+    }  # fmt: skip
+    Table(path, start=4).append({"step": 6, "video_500": 0.01})  # back to fewer
+    assert path.read_text().split()[1:] == ["2,0.5,0.4,", "4,,0.1,0.7", "6,,0.01,"]
+
+
+def test_a_plot_that_fails_hides_no_error_and_keeps_no_lock(trainer, tmp_path, monkeypatch, capsys):
+    made = trainer("checkpoint.every=0")
+    (tmp_path / "run" / "held_out.csv").write_text("step,video_100\n0,much\n")
+    monkeypatch.setattr(made, "_report", lambda *_: 1 / 0)
+    made.step = 1  # or the file of others would be put aside
+    with pytest.raises(ZeroDivisionError):
+        made.run(StopRequest())
+    assert not made.folder.joinpath(".lock").exists()
+
+
+def test_a_resume_with_other_levels_goes_on(trainer, tmp_path):
+    options = ["validation.every=2", "validation.clips=2", "checkpoint.every=2"]
+    assert trainer(*options, "steps=2", "validation.levels=[100,500]").run(StopRequest())
+    assert trainer(*options, "steps=4", "validation.levels=[300,500]", "validation.batch_size=2").run(StopRequest())
+    curves = read_curves(tmp_path / "run" / "held_out.csv")
+    assert [curves[f"video_{level}"][0] for level in (100, 300, 500)] == [[2], [4], [2, 4]]
+    assert (tmp_path / "run" / "plots.png").is_file()

@@ -26,6 +26,8 @@ _GIB = 2**30
 class Table:
     """A CSV file with one row per step. A resumed run drops the rows after the step that it resumes from.
 
+    What other settings add becomes a new column; where a row has no value for a column, its cell is empty.
+
     A run that begins at step 0 where a table already is keeps the old one beside the new: whoever removed the
     checkpoints may want the curve.
     """
@@ -42,15 +44,15 @@ class Table:
             self._rewrite([row for row in rows if int(row["step"]) <= start])
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; its keys are those of the first one."""
-        if not self._fields:
-            self._rewrite([row])
+        """Adds a row; columns that the file lacks are written into it."""
+        if not row.keys() <= set(self._fields):
+            self._rewrite([*(_read_rows(self.path) if self._fields else []), row])
             return
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._fields).writerow(row)
 
     def _rewrite(self, rows: list[Mapping[str, Any]]) -> None:
-        self._fields = list(rows[0]) if rows else []
+        self._fields = list(dict.fromkeys(name for row in rows for name in row))
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._fields)
             if rows:

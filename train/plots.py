@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,13 +14,14 @@ Curves = dict[str, tuple[list[int], list[float]]]
 
 
 def read_curves(path: Path) -> Curves:
-    """Steps and values of every column of a run's CSV file; none without the file."""
+    """Steps and values of every column of a run's CSV file, where it has some; none without the file."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in (rows[0] if rows else {}) if name != "step"]
-    return {name: ([int(row["step"]) for row in rows], [float(row[name]) for row in rows]) for name in names}
+    given = {name: [row for row in rows if row[name]] for name in names}
+    return {name: ([int(r["step"]) for r in some], [float(r[name]) for r in some]) for name, some in given.items()}
 
 
 def write_plots(run: Path) -> Path | None:
@@ -46,6 +48,14 @@ def write_plots(run: Path) -> Path | None:
     with atomic_path(run / PLOTS) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return run / PLOTS
+
+
+def try_plots(run: Path, report: Callable[[str], object]) -> None:
+    """As `write_plots`; what goes wrong is reported: a picture is worth neither a run nor the error that ended one."""
+    try:
+        write_plots(run)
+    except Exception as error:  # matplotlib's, the disk's, or of a file that somebody edited
+        report(f"{PLOTS} cannot be drawn: {type(error).__name__}: {error}")
 
 
 def _axes(figure, count: int) -> list:

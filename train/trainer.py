@@ -31,7 +31,7 @@ from .model import DTYPES, Autoencoder, Denoiser, check_size, load_pipeline, loa
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
-from .plots import write_plots
+from .plots import try_plots
 from .profiling import Profiler
 from .resume import check_parameters, digest_frozen, find_checkpoint
 from .run_folder import record_start
@@ -204,10 +204,11 @@ class Trainer:
                         return False
                     self._validate(watchdog)
         finally:
-            self.monitor.close()
-            if self.rank == 0:
-                write_plots(self.folder)
-            self._release()
+            try:
+                self.monitor.close()
+                self._plot()
+            finally:
+                self._release()
         return True
 
     def _due(self, every: int, *, last: bool = False) -> bool:
@@ -233,8 +234,11 @@ class Trainer:
             self.best.offer(self.engine, self.step, measured)
         if sheet is not None:
             self.monitor.image("samples", sheet, self.step)
+        self._plot()
+
+    def _plot(self) -> None:
         if self.rank == 0:
-            write_plots(self.folder)
+            try_plots(self.folder, self.monitor.say)
 
     def _optimizer_step(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> bool:
         """One optimizer step on every rank; returns whether any rank was asked to stop."""
