@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from runs import weights
+from safetensors import safe_open
 from safetensors.torch import load_file
 from videomaker.train.average import average_in_place
-from videomaker.train.best import read_best
+from videomaker.train.best import Best, read_best
 from videomaker.train.export import export_run
 from videomaker.train.guards import StopRequest
 from videomaker.train.overrides import save_config
@@ -40,6 +42,8 @@ def test_what_a_watched_run_leaves(watched, tmp_path):
     rows = [line.split(",") for line in (run / "held_out.csv").read_text().splitlines()]
     values = {int(row[0]): float(row[rows[0].index("video_500")]) for row in rows[1:]}
     best = read_best(run)
+    losses = best.pop("losses")
+    assert losses["video_500"] == min(values.values()) and losses.keys() == {*rows[0]} - {"step"}
     assert best == {
         "step": min(values, key=values.get), "measure": "video_500", "value": min(values.values()), "kind": "ema",
     }  # fmt: skip
@@ -49,7 +53,9 @@ def test_what_a_watched_run_leaves(watched, tmp_path):
 
     folder = hub_folder(run, exported, tmp_path / "hub")
     assert {path.name for path in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "README.md", "samples"}
-    assert "samples/sheet.png" in (folder / "README.md").read_text() and (folder / "samples" / "sheet.png").is_file()
+    card = (folder / "README.md").read_text()
+    assert "## Samples of step-00000004" in card and "(samples/sheet.png)" in card
+    assert (folder / "samples" / "sheet.png").is_file()
     with pytest.raises(InputError, match="OWNER/NAME"):
         push(folder, "name")
     with pytest.raises(InputError, match=r"owner/name: .*is ready in"):
@@ -64,6 +70,59 @@ def test_what_a_watched_run_leaves(watched, tmp_path):
         assert made.validation.losses(made.engine.module)["video_500"] == pytest.approx(values[4], rel=1e-6)
     assert judged["video_500"] != values[4]
     assert all(torch.equal(value, before[name]) for name, value in weights(made).items())
+
+
+def lower_later(made, levels):
+    """Lets the held-out losses of a trainer be `levels`, one after the other."""
+    values = iter(levels)
+    losses = made.validation.losses
+    made.validation.losses = lambda module: (
+        {name: next(values) for name in [made.best.measure]}
+        | {name: value for name, value in losses(module).items() if name != made.best.measure}
+    )
+
+
+def test_the_card_and_the_header_of_the_best_are_the_best_ones(trainer, tmp_path):
+    run = tmp_path / "run"
+    made = trainer("validation.every=1", "validation.clips=2", "checkpoint.best=video_500", "optimizer.ema_decay=0.5",
+                   "validation.weights=raw", "steps=3", "checkpoint.every=0")  # fmt: skip
+    lower_later(made, [3, 1, 2])
+    assert made.run(StopRequest())
+    (run / "config.yaml").write_text(save_config(made.config))
+    out = export_run(run, best=True)
+    card = out.with_suffix(".md").read_text()
+    assert "| Steps | 2 of 3," in card and "| Best by | lowest held-out `video_500`: 1 |" in card
+    assert "moving average" not in card and "Last losses" not in card
+    with safe_open(out, framework="pt") as file:
+        about = file.metadata()
+    assert {name: about[name] for name in ("steps", "measure", "value", "kind")} == {
+        "steps": "2", "measure": "video_500", "value": "1", "kind": "weights",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"kept the best raw weights.* leave out --ema"):
+        export_run(run, best=True, ema=True)
+    newest = export_run(run).with_suffix(".md").read_text()
+    assert "| Steps | 3 of 3," in newest and "Last losses" in newest and "moving average" in newest
+
+
+def test_the_best_vae_has_the_scale_of_its_own_latents(trainer, tmp_path):
+    run = tmp_path / "run"
+    made = trainer("task=autoencoder", "model.from_scratch=[vae]", "validation.every=1", "validation.clips=2",
+                   "checkpoint.best=reconstruction", "steps=2", "checkpoint.every=0")  # fmt: skip
+    lower_later(made, [1, 2])
+    assert made.run(StopRequest())
+    (run / "config.yaml").write_text(save_config(made.config))
+    scale = AutoencoderKL.from_pretrained(export_run(run, best=True)).config.scaling_factor
+    assert scale == pytest.approx(1 / read_best(run)["losses"]["latent_std"])
+    assert scale != pytest.approx(1 / made.means["latent_std"])
+
+
+def test_what_is_kept_counts_for_the_same_measure_and_an_earlier_step(tmp_path):
+    (tmp_path / "best").mkdir()
+    about = {"step": 4, "measure": "video_500", "value": 0.5, "kind": "ema"}
+    (tmp_path / "best" / "best.json").write_text(json.dumps(about))
+    assert Best(tmp_path, "video_500", "ema", start=4).lowest == 0.5
+    for measure, kind, start in (("video_100", "ema", 4), ("video_500", "weights", 4), ("video_500", "ema", 2)):
+        assert Best(tmp_path, measure, kind, start=start).lowest == float("inf")
 
 
 def test_a_measure_that_is_not_there_is_named(trainer):

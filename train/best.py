@@ -28,11 +28,14 @@ class Best:
         folder: the run's.
         measure: a column of `held_out.csv`.
         kind: "ema" or "weights", whichever is judged.
+        start: the step that the run goes on from; what was kept after it, or by another measure, gives way.
     """
 
-    def __init__(self, folder: Path, measure: str, kind: str):
+    def __init__(self, folder: Path, measure: str, kind: str, *, start: int):
         self.folder, self.measure, self.kind = folder / FOLDER, measure, kind
-        self.lowest = read_best(folder).get("value", float("inf")) if measure else float("inf")
+        kept = read_best(folder)
+        same = bool(kept) and (kept["measure"], kept["kind"]) == (measure, kind) and kept["step"] <= start
+        self.lowest = kept["value"] if same else float("inf")
 
     def offer(self, engine: DeepSpeedEngine, step: int, losses: Mapping[str, float]) -> bool:
         """Keeps the weights if they are the best so far; all ranks call it with the same `losses`.
@@ -53,6 +56,7 @@ class Best:
             with atomic_directory(self.folder) as temporary:
                 save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
                 about = {"step": step, "measure": self.measure, "value": value, "kind": self.kind}
+                about["losses"] = dict(losses)
                 (temporary / ABOUT).write_text(json.dumps(about), encoding="utf-8")
         return True
 

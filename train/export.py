@@ -29,6 +29,23 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Trained parameters and where in the run they come from."""
+
+    tensors: dict[str, torch.Tensor]  # fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`
+    step: int
+    ema: bool  # of the moving average
+    losses: dict[str, float]  # of the step itself; of the best, on held-out clips
+    measure: str = ""  # of the best: the loss that was lowest
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The same in words, for the header of a file."""
+        best = {"measure": self.measure, "value": str(self.losses[self.measure])} if self.measure else {}
+        return {"steps": str(self.step), "kind": "ema" if self.ema else "weights", **best}
+
+
+@dataclass(frozen=True)
 class Run:
     """A run's configuration and its newest complete checkpoint."""
 
@@ -41,17 +58,44 @@ class Run:
         """Whether the run kept a moving average of its weights."""
         return (self.found.folder / WEIGHTS["ema"]).is_file()
 
-    def weights(self, ema: bool, *, best: bool = False) -> dict[str, torch.Tensor]:
-        """The trained parameters in fp32, named as in the learner: `unet.…`, `text_encoder.…` or `vae.…`.
+    def weights(self, ema: bool | None = None) -> Weights:
+        """Those of the newest checkpoint.
+
+        Args:
+            ema: the moving average, or not; `None`: if the run kept one.
 
         Raises:
-            InputError: the best are wanted and the run kept none.
+            InputError: the run kept no moving average.
         """
-        if best:
-            if not read_best(self.folder):
-                raise InputError(f"{self.folder} kept no best weights: train with checkpoint.best=…, or leave it out")
-            return load_file(self.folder / FOLDER / WEIGHTS_OF_BEST)
-        return load_file(self.found.folder / WEIGHTS["ema" if ema else "weights"])
+        ema = self.has_ema if ema is None else ema
+        if ema and not self.has_ema:
+            raise InputError(
+                f"{self.folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999"
+            )
+        tensors = load_file(self.found.folder / WEIGHTS["ema" if ema else "weights"])
+        return Weights(tensors, self.found.step, ema, self.found.state["metrics"])
+
+    def best_weights(self, ema: bool | None = None) -> Weights:
+        """Those that `checkpoint.best` kept.
+
+        Args:
+            ema: whether they should be of the moving average; `None`: as they are.
+
+        Raises:
+            InputError: the run kept none, or of the other kind.
+        """
+        about = read_best(self.folder)
+        if not about:
+            raise InputError(f"{self.folder} kept no best weights: train with checkpoint.best=…, or leave it out")
+        kept = about["kind"] == "ema"
+        if ema not in (None, kept):
+            raise InputError(
+                f"{self.folder} kept the best {'moving average' if kept else 'raw weights'}, which validation.weights "
+                f"judged: leave out --{'ema' if ema else 'no-ema'}"
+            )
+        tensors = load_file(self.folder / FOLDER / WEIGHTS_OF_BEST)
+        losses = {about["measure"]: about["value"], **about.get("losses", {})}  # not kept by earlier versions
+        return Weights(tensors, about["step"], kept, losses, about["measure"])
 
 
 def open_run(folder: Path, *, report: Callable[[str], None] = print) -> Run:
@@ -91,13 +135,13 @@ def export_run(
         out: the file or folder to write; default in `folder/export`.
         dtype: "bf16", "fp16" or "fp32"; by default bf16, and fp32 for what the next training starts from.
         ema: the moving average of the weights, or not; `None`: if the run kept one.
-        best: the weights that `checkpoint.best` kept, not the newest; `ema` does not matter.
+        best: the weights that `checkpoint.best` kept, not the newest.
         merge: of a run with LoRA, the changed weights themselves (as without LoRA), not the adapters.
         whole: a pipeline folder for a run of task `subject` as well, as one that trained everything always gives.
         report: hears about damaged checkpoints.
 
     Raises:
-        InputError: no run, no checkpoint, no moving average, or an unknown dtype.
+        InputError: no run, no checkpoint, no such weights, or an unknown dtype.
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
@@ -107,23 +151,21 @@ def export_run(
         raise InputError(f"{folder} was trained without LoRA, so there is nothing to merge: leave out --merge")
     adapters = bool(lora.rank) and not (merge or whole)
     dtype = dtype or ("bf16" if run.config.task == "subject" and not adapters else "fp32")
-    ema = run.has_ema if ema is None else ema
-    if ema and not run.has_ema:
-        raise InputError(f"{folder} kept no moving average; leave out --ema, or train with optimizer.ema_decay=0.9999")
-    task = run.config.task
-    state, card = run.weights(ema, best=best), model_card(run, dtype=dtype, ema=ema)
+    weights = run.best_weights(ema) if best else run.weights(ema)
+    task, card = run.config.task, model_card(run, weights, dtype=dtype)
     if adapters:
-        return _export_partial(run, to_diffusers(state, lora), out or folder / "export" / LORA_FILE, dtype, card)
+        weights = replace(weights, tensors=to_diffusers(weights.tensors, lora))
+        return _export_partial(run, weights, out or folder / "export" / LORA_FILE, dtype, card)
     if lora.rank and not whole:
-        state = _merged(run, state)
+        weights = replace(weights, tensors=_merged(run, weights))
     if task == "subject" and not (whole or run.config.method.train_all):
-        return _export_partial(run, state, out or folder / "export" / "videomaker.safetensors", dtype, card)
+        return _export_partial(run, weights, out or folder / "export" / "videomaker.safetensors", dtype, card)
     out = out or folder / ("export" if task != "subject" else "export/pipeline")
     check_replaceable(out, _is_export)
     if out.suffix == ".safetensors":
         raise InputError(f"{out} is a file, but this run trained every parameter and gives a folder; name a folder")
     with atomic_directory(out, ours=_is_export) as temporary:
-        _loaded(run, state).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
+        _loaded(run, weights).to(dtype=DTYPES[dtype]).save_pretrained(temporary)
         if task != "autoencoder":
             (temporary / "generation.json").write_text(json.dumps(_generation_defaults(run)), encoding="utf-8")
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -149,7 +191,7 @@ def _is_card(path: Path) -> bool:
         return False
 
 
-def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: str, card: str) -> Path:
+def _export_partial(run: Run, weights: Weights, out: Path, dtype: str, card: str) -> Path:
     if out.suffix != ".safetensors":
         raise InputError(f"{out} is not a name for weights: end it in .safetensors")
     card_file = out.with_suffix(".md")
@@ -158,16 +200,16 @@ def _export_partial(run: Run, state: dict[str, torch.Tensor], out: Path, dtype: 
     if out.exists() and not card_file.exists():
         raise InputError(f"{out} is there without its model card: give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = "" if any(map(is_lora_name, state)) else "unet."  # diffusers wants it for adapters
-    tensors = {name.removeprefix(prefix): value for name, value in state.items()}
-    about = {"videomaker": __version__, "steps": str(run.found.step), "config": save_config(run.config)}
+    prefix = "" if any(map(is_lora_name, weights.tensors)) else "unet."  # diffusers wants it for adapters
+    tensors = {name.removeprefix(prefix): value for name, value in weights.tensors.items()}
+    about = {"videomaker": __version__, **weights.about, "config": save_config(run.config)}
     save_partial(tensors, out, dtype=DTYPES[dtype], metadata=about)
     with atomic_path(card_file) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return out
 
 
-def _loaded(run: Run, state: dict[str, torch.Tensor]):
+def _loaded(run: Run, weights: Weights):
     """The run's pipeline, or its VAE, with the trained weights in place.
 
     How the training computed its attention is not what the weights need: the pipeline goes out with "auto".
@@ -175,10 +217,12 @@ def _loaded(run: Run, state: dict[str, torch.Tensor]):
     from .model import load_pipeline, load_vae
 
     config = replace(run.config, model=replace(run.config.model, attention_backend="auto"))
+    state = weights.tensors
     if config.task == "autoencoder":
         vae = load_vae(config.model, seed=config.seed)
         vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})
-        vae.register_to_config(scaling_factor=1 / run.found.state["metrics"]["latent_std"])
+        losses = {**run.found.state["metrics"], **weights.losses}
+        vae.register_to_config(scaling_factor=1 / losses["latent_std"])
         return vae
     pipeline = load_pipeline(
         config.model, dtype=torch.float32, seed=config.seed,
@@ -193,10 +237,10 @@ def _loaded(run: Run, state: dict[str, torch.Tensor]):
     return pipeline
 
 
-def _merged(run: Run, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _merged(run: Run, weights: Weights) -> dict[str, torch.Tensor]:
     """The weights that a run's adapters change, with the adapters added, as a run without LoRA has them."""
-    unet = _loaded(run, state).unet
-    return {f"unet.{name}": unet.get_parameter(name) for name in changed_names(state)}
+    unet = _loaded(run, weights).unet
+    return {f"unet.{name}": unet.get_parameter(name) for name in changed_names(weights.tensors)}
 
 
 def _generation_defaults(run: Run) -> dict[str, int | float]:
@@ -212,11 +256,10 @@ def _generation_defaults(run: Run) -> dict[str, int | float]:
     }
 
 
-def model_card(run: Run, *, dtype: str, ema: bool) -> str:
+def model_card(run: Run, weights: Weights, *, dtype: str) -> str:
     """Markdown that says what the weights are and how they came about."""
-    config, state = run.config, run.found.state
+    config = run.config
     kind = {"subject": "subject-driven video", "text": "text to video", "autoencoder": "a video frame autoencoder"}
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in state["metrics"].items())
     return f"""{_CARD_START}tags: [{config.task}, video-generation]
 ---
 # {run.folder.name}: {kind[config.task]}
@@ -225,9 +268,9 @@ def model_card(run: Run, *, dtype: str, ema: bool) -> str:
 |---|---|
 | Base model | `{config.model.path}` {f"with `{config.model.motion_adapter}`" if config.model.motion_adapter else ""} |
 | Data | {_data_line(run)} |
-| Steps | {run.found.step} of {config.steps}, {config.batch_size} clips each |
-| Last losses | {metrics} |
-| Weights | {dtype}{", moving average" if ema else ""} |
+| Steps | {weights.step} of {config.steps}, {config.batch_size} clips each |
+| {_losses_line(weights)} |
+| Weights | {dtype}{", moving average" if weights.ema else ""} |
 | Made with | videomaker {__version__}, commit {source_commit()} |
 
 ## Configuration
@@ -236,6 +279,12 @@ def model_card(run: Run, *, dtype: str, ema: bool) -> str:
 {save_config(config).strip()}
 ```
 """
+
+
+def _losses_line(weights: Weights) -> str:
+    if measure := weights.measure:
+        return f"Best by | lowest held-out `{measure}`: {weights.losses[measure]:.4g}"
+    return "Last losses | " + ", ".join(f"{name} {value:.4g}" for name, value in weights.losses.items())
 
 
 def _data_line(run: Run) -> str:

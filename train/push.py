@@ -35,7 +35,8 @@ def hub_folder(run: Path, exported: Path, out: Path) -> Path:
         if samples := sorted((run / "samples").glob("step-*")):
             shutil.copytree(samples[-1], temporary / "samples")
             text = card.read_text(encoding="utf-8").rstrip()
-            card.write_text(f"{text}\n\n## Samples\n\n![samples of {samples[-1].name}](samples/sheet.png)\n", "utf-8")
+            title = f"Samples of {samples[-1].name}"  # which need not be the step of the weights
+            card.write_text(f"{text}\n\n## {title}\n\n![{title}](samples/sheet.png)\n", "utf-8")
     return out
 
 

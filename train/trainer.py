@@ -93,8 +93,8 @@ class Trainer:
         weights = config.validation.weights
         self.judge_average = weights == "ema" or (weights == "auto" and config.optimizer.ema_decay > 0)
         kind = "ema" if self.judge_average else "weights"
-        self.best = from_rank_zero(lambda: Best(self.folder, config.checkpoint.best, kind))
         self._start_engine(found)
+        self.best = from_rank_zero(lambda: Best(self.folder, config.checkpoint.best, kind, start=self.step))
         if self.rank == 0:
             record_start(config, self.ds_json, step=self.step, world_size=self.world_size, device=self.device)
 
