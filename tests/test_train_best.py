@@ -13,7 +13,7 @@ from videomaker.train.average import average_in_place
 from videomaker.train.best import Best, read_best
 from videomaker.train.export import export_run
 from videomaker.train.guards import StopRequest
-from videomaker.train.overrides import save_config
+from videomaker.train.overrides import held_out_losses, load_config, save_config
 from videomaker.train.push import hub_folder, push
 
 from videomaker.errors import InputError
@@ -125,7 +125,37 @@ def test_what_is_kept_counts_for_the_same_measure_and_an_earlier_step(tmp_path):
         assert Best(tmp_path, measure, kind, start=start).lowest == float("inf")
 
 
-def test_a_measure_that_is_not_there_is_named(trainer):
-    made = trainer("validation.every=1", "validation.clips=2", "checkpoint.best=vidoe_500", "steps=1")
-    with pytest.raises(InputError, match=r"vidoe_500.*video_500"):
-        made.run(StopRequest())
+@pytest.mark.parametrize("override", ["validation.batch_size=2", "task=text", "task=autoencoder"])
+def test_the_losses_that_may_be_lowest_are_those_of_a_validation(trainer, override):
+    made = trainer("validation.every=1", "validation.clips=2", override)
+    measured = made.validation.losses(made.engine.module)
+    others = [name for name in measured if name.startswith("reference_gain") or name == "latent_std"]
+    assert measured.keys() - others == set(held_out_losses(made.config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.best=vidoe_500"], r"checkpoint.best='vidoe_500' .* \(did you mean 'video_500'\?\)"),
+        (["checkpoint.best=video_300", "validation.levels=[100,500]"], r"choose from .*video_500"),
+        (["checkpoint.best=reference_gain_500"], "choose from"),  # the more, the better
+        (["checkpoint.best=reference_500", "task=text"], "choose from"),
+        (["checkpoint.best=anchor", "task=autoencoder"], "choose from loss, reconstruction, kl"),
+        (["checkpoint.best=video_500", "validation.every=0"], r"needs validation.every, .* got 0"),
+    ],
+)
+def test_a_measure_that_no_validation_gives_is_refused_at_once(overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_config("smoke", ["validation.every=2", *overrides])
+
+
+def test_an_anchor_may_be_the_measure():
+    assert load_config(
+        "smoke",
+        [
+            "task=autoencoder",
+            "method.anchor_weight=0.1",
+            "checkpoint.best=anchor",
+            "validation.every=2",
+        ],
+    )

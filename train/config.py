@@ -97,7 +97,7 @@ class CheckpointConfig:
     every: Count = 1000  # steps; 0: only at the end
     keep_last: Positive = 3
     keep_every: Count = 0  # steps; these are never removed. 0: none
-    best: str = ""  # a column of held_out.csv, such as video_500: best/ keeps the weights where it is lowest. "": off
+    best: str = ""  # a loss of held_out.csv, such as video_500: best/ keeps the weights where it is lowest. "": off
     resume: str = "auto"  # auto: the newest complete checkpoint of the run | none | a checkpoint folder
 
 

@@ -178,6 +178,7 @@ def _check(config: TrainConfig) -> None:
     if config.zero.offload != "none" and config.zero.stage == 0:
         raise InputError("zero.offload=cpu needs zero.stage=1, 2 or 3, got 0")
     _check_memory_saving(config)
+    _check_best(config)
     images, prompts = len(config.sampling.references), len(config.sampling.prompts)
     if config.task == "subject" and prompts and images not in (1, prompts):
         raise InputError(f"sampling.references has {images} images for {prompts} prompts: give one for all or one each")
@@ -201,6 +202,26 @@ def _check_memory_saving(config: TrainConfig) -> None:
         )
     if zero.offload == "cpu" and optimizer.name != "adamw":
         raise InputError(f"zero.offload=cpu needs optimizer.name=adamw, got {optimizer.name}")
+
+
+def _check_best(config: TrainConfig) -> None:
+    best = config.checkpoint.best
+    if not best:
+        return
+    if not config.validation.every:
+        raise InputError(f"checkpoint.best={best} needs validation.every, in steps, such as 1000, got 0")
+    names = held_out_losses(config)
+    if best not in names:
+        listed = ", ".join(names)
+        raise InputError(f"checkpoint.best={best!r} is no held-out loss{nearest(best, names)}; choose from {listed}")
+
+
+def held_out_losses(config: TrainConfig) -> list[str]:
+    """The columns of held_out.csv of which lower is better: not the reference gain, nor the spread of latents."""
+    if config.task == "autoencoder":
+        return ["loss", "reconstruction", "kl", *(["anchor"] if config.method.anchor_weight else [])]
+    parts = ("video", "reference") if config.task == "subject" else ("video",)
+    return [f"{part}_{level}" for level in config.validation.levels for part in parts]
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
