@@ -11,6 +11,8 @@ from videomaker.train.config import MethodConfig, ModelConfig, TrainConfig
 from videomaker.train.model import prepare_denoiser
 from videomaker.train.step import draw
 
+from videomaker.errors import InputError
+
 ONE_LEVEL = {
     "block_out_channels": (32,),
     "down_block_types": ("CrossAttnDownBlockMotion",),
@@ -75,6 +77,13 @@ def test_what_trains_is_what_the_method_says():
     assert attention < everything
     assert all(".attn1." in name and "motion_modules" not in name for name in attention)
     assert all("motion_modules" in name for name in everything - attention)
+
+
+def test_a_prediction_that_training_does_not_know_is_refused():
+    pipeline = tiny_pipeline()
+    pipeline.scheduler.register_to_config(prediction_type="flow_prediction")
+    with pytest.raises(InputError, match=r"'flow_prediction': training knows epsilon, sample, v_prediction"):
+        prepare_denoiser(pipeline, TrainConfig(model=ModelConfig(attention_backend="naive")))
 
 
 class OneClip:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from videomaker.train.config import MethodConfig
-from videomaker.train.step import draw, girl_timestep, losses, min_snr_weight, target
+from videomaker.train.step import add_noise, draw, girl_timestep, losses, min_snr_weight, target
+
+from videomaker.denoising import PREDICTION_TYPES, clean_sample
 
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
 
@@ -51,6 +53,15 @@ def test_velocity_and_noise_are_the_same_prediction():
     assert target("epsilon", clean, noise, timestep, ALPHAS) is noise
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_what_is_wanted_leads_back_to_the_clean_sample(prediction_type):
+    clean, noise, timestep = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 4, 5, 5), torch.tensor([10, 900])
+    noised, signal = add_noise(clean, noise, timestep, ALPHAS), ALPHAS[timestep].view(-1, 1, 1, 1, 1)
+    wanted = target(prediction_type, clean, noise, timestep, ALPHAS)
+    # fp32, divided by the least share of the clean sample in a noised one
+    torch.testing.assert_close(clean_sample(prediction_type, noised, wanted, signal), clean, rtol=0, atol=1e-4)
+
+
 def test_min_snr_weights_agree_between_prediction_types():
     timestep = torch.arange(1000)
     epsilon = min_snr_weight("epsilon", timestep, 5.0, ALPHAS)
@@ -59,6 +70,7 @@ def test_min_snr_weights_agree_between_prediction_types():
     # An error e of the clean sample is an error e·sqrt(SNR) of the noise and e·sqrt(SNR + 1) of the velocity.
     torch.testing.assert_close(epsilon * snr, snr.clamp(max=5.0))
     torch.testing.assert_close(velocity * (snr + 1), snr.clamp(max=5.0))
+    torch.testing.assert_close(min_snr_weight("sample", timestep, 5.0, ALPHAS), snr.clamp(max=5.0))
     assert torch.equal(min_snr_weight("epsilon", timestep, 0.0, ALPHAS), torch.ones(1000))
 
 

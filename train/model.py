@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from videomaker.attention import PisaAttnProcessor, drop_layout, install_pisa, trainable_names
-from videomaker.denoising import predict_noise
+from videomaker.denoising import PREDICTION_TYPES, predict_noise
 from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 
@@ -52,6 +52,11 @@ class Denoiser(nn.Module):
         # Not a buffer: it stays fp32 when the module is cast.
         self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float()
         self.prediction_type = scheduler.config.prediction_type
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"the model's scheduler has the prediction_type {str(self.prediction_type)[:40]!r}: training knows "
+                + ", ".join(PREDICTION_TYPES)
+            )
         self.method = method
         self.autocast = autocast
         self.kept_activations: Callable[[], AbstractContextManager] = KeepOnHost if offload_activations else nullcontext

@@ -101,9 +101,12 @@ def target(
     timestep: torch.Tensor,
     alphas_cumprod: torch.Tensor,
 ) -> torch.Tensor:
-    """What the model predicts: the noise, or the velocity `λ_t·noise − sqrt(1 − λ_t²)·clean` (arXiv 2202.00512)."""
-    if prediction_type == "epsilon":
-        return noise
+    """What the model predicts: the noise, the clean sample, or the velocity `λ_t·noise − sqrt(1 − λ_t²)·clean`.
+
+    The velocity is that of arXiv 2202.00512.
+    """
+    if prediction_type != "v_prediction":
+        return {"epsilon": noise, "sample": clean}[prediction_type]
     signal = alphas_cumprod[timestep].view(-1, *(1,) * (clean.ndim - 1))
     return signal.sqrt() * noise - (1 - signal).sqrt() * clean
 
@@ -115,7 +118,9 @@ def min_snr_weight(
     if gamma == 0:
         return torch.ones_like(timestep, dtype=alphas_cumprod.dtype)
     snr = alphas_cumprod[timestep] / (1 - alphas_cumprod[timestep])
-    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    # What a squared error of the clean sample becomes in the prediction.
+    factors = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}
+    return snr.clamp(max=gamma) / factors[prediction_type]
 
 
 def losses(

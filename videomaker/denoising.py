@@ -12,6 +12,8 @@ from diffusers import UNetMotionModel
 
 from videomaker.attention import ReferenceLayout
 
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of schedulers: the noise, the clean sample, the velocity
+
 
 def predict_noise(
     unet: UNetMotionModel,
@@ -92,3 +94,14 @@ def apply_guidance(noise: torch.Tensor, guidance_scale: torch.Tensor) -> torch.T
     """Eq. 6 from predictions `[2B, …]`, the unconditional half first, and scales `[B, 1, …]`."""
     unconditional, conditional = noise.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def clean_sample(
+    prediction_type: str, noised: torch.Tensor, predicted: torch.Tensor, signal: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents that a prediction means; `signal` is the noise level's ᾱ_t, to be multiplied with them."""
+    if prediction_type == "sample":
+        return predicted
+    if prediction_type == "v_prediction":
+        return signal.sqrt() * noised - (1 - signal).sqrt() * predicted
+    return (noised - (1 - signal).sqrt() * predicted) / signal.sqrt()

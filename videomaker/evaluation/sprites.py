@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from videomaker import media
-from videomaker.denoising import predict_noise
+from videomaker.denoising import clean_sample, predict_noise
 from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 from videomaker.sprites.measure import ClipScores, score_clip
@@ -226,9 +226,6 @@ def _masked_error(pipe, clean, noise, reference, timestep: int, text, mask) -> f
     signal = pipe.scheduler.alphas_cumprod[timestep].to(clean)
     noised = signal.sqrt() * clean + (1 - signal).sqrt() * noise
     predicted, _ = predict_noise(pipe.unet, noised, reference, timestep, text)
-    if pipe.scheduler.config.prediction_type == "v_prediction":
-        denoised = signal.sqrt() * noised - (1 - signal).sqrt() * predicted
-    else:
-        denoised = (noised - (1 - signal).sqrt() * predicted) / signal.sqrt()
+    denoised = clean_sample(pipe.scheduler.config.prediction_type, noised, predicted, signal)
     error = (denoised - clean).square().mean(dim=1, keepdim=True)
     return float((error * mask).sum() / mask.sum())
