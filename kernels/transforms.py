@@ -54,6 +54,15 @@ def differentiable(operator: Any, setup_context: Rule, backward: Rule) -> Callab
     return call
 
 
+def differentiable_once(operator: Any, name: str) -> Callable[..., Any]:
+    """`operator`, which is a gradient itself; its own is refused in the name of the attention that was called."""
+
+    def refuse(ctx: Any, *_: object) -> None:
+        raise NotImplementedError(f"{name} has no second derivative: use backend='naive'")
+
+    return differentiable(operator, lambda ctx, inputs, output: None, refuse)
+
+
 def _is_watched(tensors: list[Tensor]) -> bool:
     """Whether a mode, a trace, a profiler or a tensor that is not a plain one wants to see the operator."""
     return (

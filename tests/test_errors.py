@@ -17,7 +17,7 @@ from videomaker import (
     install_style_aligned,
 )
 from videomaker.attention import set_pisa_backend
-from videomaker.errors import InputError, check_counts, check_number
+from videomaker.errors import InputError, check_counts, check_number, first_line
 from videomaker.pipeline.windows import plan_windows
 
 
@@ -75,3 +75,10 @@ def test_what_is_compiled_for_are_buckets(buckets: Any) -> None:
     with pytest.raises(InputError, match="give a list of Bucket"):
         pipe.compile(buckets)
     assert pipe.compiled is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(OSError(" gone\nfor good"), "gone"), (TimeoutError(), "TimeoutError"), (KeyError(""), "''")]
+)
+def test_an_error_in_one_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line  # also of those that say nothing

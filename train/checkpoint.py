@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import distributed as dist
 
 from videomaker.errors import InputError
-from videomaker.files import atomic_path
+from videomaker.files import atomic_path, sync
 
 from .average import average_left_out, gather_trained, has_average
-from .checkpoint_files import MANIFEST, TAG, WEIGHTS, Found, Manifest, RecordingWriter, find_problem, read, sync
+from .checkpoint_files import MANIFEST, TAG, WEIGHTS, Found, Manifest, RecordingWriter, find_problem, read
 from .config import CheckpointConfig
 
 if TYPE_CHECKING:

@@ -157,12 +157,3 @@ class RecordingWriter(TorchCheckpointEngine):
             self.records[str(path.relative_to(self.root))] = record
         except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
             self.error = self.error or f"rank {dist.get_rank()} could not write {path.name}: {error}"
-
-
-def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

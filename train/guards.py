@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 from torch import distributed as dist
 
+from videomaker.errors import first_line
+
 from .config import GuardConfig
 
 EXIT_HANG = 75  # EX_TEMPFAIL: worth another try
@@ -178,7 +180,7 @@ class Peers:
             if host == self._host and not _runs(process)
         ]
         who = ", ".join(gone) or "a rank on another host"
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         return f"lost {who}; its own output says why. Start again with checkpoint.resume=auto ({reason})"
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 from videomaker.files import atomic_directory
 
 from .export import LORA_FILE
@@ -65,5 +65,5 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         hub.create_repo(repository, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload an export"))
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"--push {repository}: {reason}; the folder is ready in {folder}, try again") from error

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong; and the checks of a number that every room makes."""
+"""The one exception that means: the user's input is wrong; the checks of a number and the one line that rooms share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ class InputError(ValueError):
 
     The command line prints the message and exits with code 2; library callers can catch it as a `ValueError`.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; where it says nothing, its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_counts(*, least: int = 1, **counts: Any) -> None:

@@ -169,8 +169,16 @@ def _finish(path: Path) -> None:
     if not path.is_file():
         return
     path.chmod(path.stat().st_mode | (0o666 & ~_umask()))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 from videomaker.files import is_lfs_pointer, read_json
 from videomaker.generation import read_generation_defaults
 
@@ -189,7 +189,7 @@ def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
     try:
         found = kind.from_pretrained(folder, local_files_only=True, **told, **options)
     except Exception as error:  # missing, damaged or another model's: each loader complains in its own way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
     if not is_model:
         return found

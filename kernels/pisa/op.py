@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix
-from ..transforms import differentiable, gradient_memory, register_batching
+from ..transforms import differentiable, differentiable_once, gradient_memory, register_batching
 from .launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -105,11 +105,7 @@ def _forward_gradients(ctx: Any, out_gradient: Tensor | None, *_: object) -> tup
     return *gradients, None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *_: object) -> None:
-    raise NotImplementedError("PISA attention's Triton backend has no second derivative: use backend='naive'")
-
-
-_attend_backward = differentiable(_backward, lambda ctx, inputs, output: None, _no_second_derivative)
+_attend_backward = differentiable_once(_backward, "PISA attention's Triton backend")
 _attend = differentiable(_forward, _setup_context, _forward_gradients)
 register_batching(_forward)
 register_batching(_backward)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix
-from ..transforms import differentiable, register_batching
+from ..transforms import differentiable, differentiable_once, register_batching
 from .torch_kernels import KERNELS, Kernel, choose_kernel
 
 # Tokens in one call: enough to keep the device busy, few enough to keep the partials' outputs small.
@@ -249,12 +249,7 @@ def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | 
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-def no_second_derivative(ctx: Any, *_: object) -> None:
-    """The gradient's gradient: refused."""
-    raise NotImplementedError("the attention backend sdpa has no second derivative: use backend='naive'")
-
-
-_attend_backward = differentiable(partials_backward, lambda ctx, inputs, output: None, no_second_derivative)
+_attend_backward = differentiable_once(partials_backward, "the attention backend sdpa")
 _attend = differentiable(partials_forward, _setup_context, _gradients)
 register_batching(partials_forward)
 register_batching(partials_backward)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._ops import add_op_namespace_prefix
 from ..pisa.launch import Problem, empty_outputs, run_backward_key, run_backward_query, run_forward, run_row_statistics
 from ..pisa.op import INTERPRETED
-from ..transforms import differentiable, gradient_memory
+from ..transforms import differentiable, differentiable_once, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -126,11 +126,7 @@ def _gradients(ctx: Any, out_gradient: Tensor | None, *_: object) -> tuple[Tenso
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-def _no_second_derivative(ctx: Any, *_: object) -> None:
-    raise NotImplementedError("reference attention's Triton backend has no second derivative: use backend='naive'")
-
-
-_attend_backward = differentiable(_backward, lambda ctx, inputs, output: None, _no_second_derivative)
+_attend_backward = differentiable_once(_backward, "reference attention's Triton backend")
 _attend = differentiable(_forward, _setup_context, _gradients)
 register_reference_batching(_forward, first=0)
 register_reference_batching(_backward, first=1)

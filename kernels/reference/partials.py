@@ -13,9 +13,8 @@ from ..pisa.partials import (
     choose,
     empty_outputs,
     groups,
-    no_second_derivative,
 )
-from ..transforms import differentiable, gradient_memory
+from ..transforms import differentiable, differentiable_once, gradient_memory
 from .batching import register_reference_batching
 
 
@@ -157,7 +156,7 @@ def _gradients(ctx: Any, grad_out: Tensor | None, *_: object) -> tuple[Tensor | 
     return *(x if needed else None for x, needed in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 4
 
 
-_attend_backward = differentiable(partials_backward, lambda ctx, inputs, output: None, no_second_derivative)
+_attend_backward = differentiable_once(partials_backward, "the attention backend sdpa")
 _attend = differentiable(partials_forward, _setup_context, _gradients)
 register_reference_batching(partials_forward, first=0)
 register_reference_batching(partials_backward, first=1)

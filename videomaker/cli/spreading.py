@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from videomaker.data.sharing import Shard
@@ -107,7 +107,7 @@ def _spread(address: str, tasks: int | None, name: str, given: dict[str, Any]) -
             raise error.cause from None  # its one line, without the other process's stack
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"a part was killed again and again ({reason}); the same command goes on with it") from error
     finally:
         ray.shutdown()
@@ -122,7 +122,7 @@ def _connect(address: str) -> Any:
     try:
         ray.init(address=address, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"--ray {address}: no cluster answers ({reason}); start one with ray start --head") from error
     return ray
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from videomaker import media
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 from .suite import Item, Suite
 
@@ -59,7 +59,7 @@ def read_video(path: Path) -> np.ndarray:
     try:
         frames = media.read_frames(path)
     except Exception as error:  # each decoder complains of damage in its own way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"video {path} cannot be read: {reason}") from error
     if not len(frames):
         raise InputError(f"video {path} holds no frame")

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from videomaker import __version__
+from videomaker.errors import first_line
 
 from .api import content, events, page, system, videos
 from .api.middleware import Boundary
@@ -75,7 +76,7 @@ async def _api_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _away(_request: Request, error: Exception) -> JSONResponse:
     """The database or the object store does not answer: no fault of the request's, which may be sent again."""
-    log.warning("away", error=str(error).splitlines()[0][:300])
+    log.warning("away", error=first_line(error)[:300])
     answer = ApiError(503, "a part of this server is away for now: try again soon", code="away", retry_after=AWAY_RETRY)
     return JSONResponse(answer.body(), answer.status, answer.headers())
 

@@ -11,6 +11,8 @@ import structlog
 from obstore.exceptions import BaseError
 from sqlalchemy.exc import SQLAlchemyError
 
+from videomaker.errors import first_line
+
 from .database import PASSING
 from .queue import Queue
 
@@ -99,7 +101,7 @@ class LeaseKeeper:
             except AWAY as error:
                 if time.monotonic() > until:
                     raise
-                log.warning("tried again", error=str(error).splitlines()[0][:300])
+                log.warning("tried again", error=first_line(error)[:300])
             self._end.wait(AGAIN_SECONDS)
             self.go_on()
 

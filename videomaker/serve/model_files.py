@@ -10,7 +10,7 @@ import structlog
 from obstore.exceptions import BaseError
 
 from videomaker.digests import sha256
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 from videomaker.files import atomic_directory
 
 from .config import ServeConfig
@@ -67,7 +67,7 @@ def _local(config: ServeConfig, url: str, facts_only: bool) -> str:
                 if not facts_only or path.endswith(FACTS):
                     _fetch(store, path, temporary / path)
     except (BaseError, OSError) as error:
-        raise InputError(f"model {url} cannot be fetched: {str(error).splitlines()[0][:300]}") from error
+        raise InputError(f"model {url} cannot be fetched: {first_line(error)[:300]}") from error
     log.info("model fetched", url=url, files=len(paths), kind=kind)
     return str(folder)
 

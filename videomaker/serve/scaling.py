@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from videomaker.errors import first_line
+
 from .config import load_config
 from .state import State
 
@@ -86,5 +88,5 @@ class QueuedSeconds:
             try:
                 self.look()
             except SQLAlchemyError as error:
-                log.warning("queue not seen", error=str(error).splitlines()[0])
+                log.warning("queue not seen", error=first_line(error))
             time.sleep(LOOK_SECONDS)

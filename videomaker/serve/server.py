@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 from . import migrate
 from .checks import load_check
@@ -106,7 +106,7 @@ def prepare_database(state: State) -> None:
     try:
         migrate.upgrade(state.database)
     except PASSING as error:
-        reason = str(error.orig).strip().splitlines()[0]
+        reason = first_line(error.orig or error)
         raise InputError(f"database {state.database.shown} does not answer: {reason}") from error
 
 

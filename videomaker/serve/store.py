@@ -13,7 +13,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
+from videomaker.files import sync
 
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig, ClientConfig, RetryConfig, S3Config
@@ -61,13 +62,13 @@ class Store:
         except AlreadyExistsError as error:
             raise FileExistsError(f"{key} exists") from error
         if self.folder is not None:
-            _sync(self.folder / key)
+            sync(self.folder / key)
 
     def settle(self, prefix: str) -> None:
         """Makes sure that what was put directly below a prefix survives a power cut, under its name."""
         if self.folder is not None:
-            _sync(self.folder / prefix)
-            _sync((self.folder / prefix).parent)
+            sync(self.folder / prefix)
+            sync((self.folder / prefix).parent)
 
     def get(self, key: str) -> bytes:
         """The whole file.
@@ -152,16 +153,8 @@ def connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:
     try:
         return from_url(url, config=cast("S3Config", options), client_options=limits, retry_config=retries)
     except (BaseError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise InputError(f"files {url!r} cannot be used: {reason}; see files and files_options") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -19,6 +19,8 @@ from obstore.exceptions import BaseError
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
+from videomaker.errors import first_line
+
 from . import pictures
 from .checks import load_check
 from .lease import LeaseKeeper, Stopped
@@ -108,7 +110,7 @@ class Worker:
             try:
                 batch = self._make_batch()
             except SQLAlchemyError as error:  # the database is away; leases decide what becomes of our jobs
-                log.warning("database does not answer", error=str(error).splitlines()[0])
+                log.warning("database does not answer", error=first_line(error))
                 batch = None
                 self._stop.wait(1)
             if batch is not None:
@@ -168,7 +170,7 @@ class Worker:
                         batch.keeper.alive()
                         self._publish(row, batch.claimed.lease, outcome, batch.seconds, batch.keeper)
         except SQLAlchemyError as error:
-            log.warning("database does not answer", error=str(error).splitlines()[0])
+            log.warning("database does not answer", error=first_line(error))
         finally:
             batch.keeper.stop()
 
@@ -294,7 +296,7 @@ class Worker:
             if len(claimed.rows) == 1:
                 self.state.queue.finish(claimed.lease, claimed.rows[0].id, error=error)
         except Exception as away:  # the database: the job's lease lapses, too
-            log.warning("database does not answer", error=str(away).splitlines()[0])
+            log.warning("database does not answer", error=first_line(away))
         finally:
             os._exit(EXIT_HANGS)
 
@@ -308,7 +310,7 @@ class Worker:
             try:
                 self._beat()
             except Exception as error:  # whatever it is, a worker that falls silent is taken for dead
-                log.warning("beat failed", error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+                log.warning("beat failed", kind=type(error).__name__, error=first_line(error))
             time.sleep(BEAT_SECONDS)
 
     def _beat(self) -> None:

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from videomaker.attention import is_spatial_self_attention
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 from videomaker.files import atomic_path
 from videomaker.model_files import check_fetched
 
@@ -79,7 +79,7 @@ def read_state_dict(path: str | os.PathLike, *, strip: bool = True) -> dict[str,
     try:
         state: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"checkpoint {path} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"checkpoint {path} cannot be read: {first_line(error)}") from error
     for container in ("state_dict", "module"):
         if isinstance(state.get(container), Mapping):
             state = state[container]
@@ -111,10 +111,6 @@ def _strip(name: str) -> str:
     while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
         name = name.removeprefix(prefix)
     return name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_state_dict(unet: UNetMotionModel, state: Mapping[str, torch.Tensor]) -> CoverageReport:
@@ -277,7 +273,7 @@ def save_partial(
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # a full disk, as an error of the library's own
-        raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+        raise OSError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def _listed(items: Iterable[str]) -> str:

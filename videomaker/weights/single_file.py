@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 from .checkpoint import read_state_dict
 
@@ -183,7 +183,7 @@ def _from_single_file(kind: Any, state: State, config: dict[str, Any], path: Pat
         try:
             model = kind.from_single_file(dict(state), config=folder, local_files_only=True)
         except Exception as error:  # of files that do not fit, diffusers' conversion complains in many ways
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if "meta tensor" in reason:  # what the file left empty
                 reason = "it lacks tensors"
             raise InputError(f"{path} does not fit {kind.__name__} of Stable Diffusion 1.5: {reason}") from error

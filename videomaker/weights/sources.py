@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -63,12 +63,8 @@ def local_path(source: str) -> Path:
     except Exception as error:  # offline, unknown, gated: the library has an exception for each
         raise InputError(
             f"{source!r} is no folder or file here, not in the hub's cache, and could not be fetched "
-            f"({_first_line(error)}): give a local folder"
+            f"({first_line(error)}): give a local folder"
         ) from not_cached
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def variant_of(folder: Path) -> str | None:
