@@ -1,9 +1,13 @@
-"""The optimizer by name, which refuses a step on demand and keeps a moving average, and its learning rate."""
+"""The optimizer by name, each from the library that keeps it, and its learning rate.
+
+Whatever its name, it refuses a step on demand and keeps a moving average. What is not installed is said, not replaced.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,9 +15,10 @@ from torch import distributed as dist
 from torch import nn
 
 from videomaker.attention import is_spatial_self_attention
+from videomaker.errors import InputError
 
-from . import optimizers
 from .config import OptimizerConfig, TrainConfig
+from .operators import load_operator
 
 
 class _GuardedStep(torch.optim.Optimizer):
@@ -71,11 +76,50 @@ def build_optimizer(
         InputError: its library is not installed or cannot run there.
     """
     settings = config.optimizer
-    cls, arguments = optimizers.choose(settings, device, on_host=config.zero.offload == "cpu")
+    cls, arguments = _choose(settings, device, on_host=config.zero.offload == "cpu")
     guarded = type(f"Guarded{cls.__name__}", (_GuardedStep, cls), {})
     optimizer = guarded(parameter_groups(settings, named), lr=settings.learning_rate, **arguments)
     optimizer.device, optimizer.ema_decay = device, settings.ema_decay
     return optimizer
+
+
+def _choose(
+    settings: OptimizerConfig, device: torch.device, *, on_host: bool = False
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and its arguments but the rate; `on_host`: the weights lie in the CPU's memory."""
+    adam = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    if settings.name == "adamw":
+        if on_host and device.type == "cuda":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            load_operator("CPUAdamBuilder")
+            return DeepSpeedCPUAdam, {**adam, "adamw_mode": True}
+        return torch.optim.AdamW, {**adam, "fused": True}
+    if settings.name == "adamw8bit":
+        return _adamw_8bit(), adam
+    if settings.name == "adafactor":
+        return torch.optim.Adafactor, {"weight_decay": settings.weight_decay}
+    return _prodigy(), {**adam, "safeguard_warmup": True, "use_bias_correction": True}
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    if find_spec("bitsandbytes"):
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit
+    if find_spec("torchao"):
+        import torchao.optim
+
+        return torchao.optim.AdamW8bit
+    raise InputError("optimizer.name=adamw8bit needs bitsandbytes or torchao: pip install bitsandbytes, or take adamw")
+
+
+def _prodigy() -> type[torch.optim.Optimizer]:
+    if not find_spec("prodigyopt"):
+        raise InputError("optimizer.name=prodigy needs prodigyopt: pip install prodigyopt, or take adamw")
+    from prodigyopt import Prodigy
+
+    return Prodigy
 
 
 def parameter_groups(settings: OptimizerConfig, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:

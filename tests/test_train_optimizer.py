@@ -41,7 +41,7 @@ def test_an_optimizer_trains_and_resumes_to_the_bit(trainer, tmp_path, name, sta
 
 
 def test_a_missing_library_is_named(trainer, monkeypatch):
-    monkeypatch.setattr("videomaker.train.optimizers.find_spec", lambda name: None)
+    monkeypatch.setattr("videomaker.train.optimizer.find_spec", lambda name: None)
     for name, library in LIBRARIES.items():
         with pytest.raises(InputError, match=f"pip install {library}"):
             trainer(f"optimizer.name={name}")
