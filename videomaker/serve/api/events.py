@@ -14,6 +14,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from videomaker.errors import first_line
+
 from ..problems import ApiError
 from ..schema import Video
 from ..state import State
@@ -70,7 +72,7 @@ class Watcher:
             try:
                 self._videos, self._seen = await run_in_threadpool(self._show, ids), frozenset(ids)
             except Exception as error:  # the database is away, say: streams are kept alive, the next look tells more
-                log.warning("events not seen", error=f"{type(error).__name__}: {error}"[:300])
+                log.warning("events not seen", kind=type(error).__name__, error=first_line(error))
                 self._seen, pause = frozenset(), AWAY_SECONDS
             async with self._looked:
                 self._looked.notify_all()
