@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 from videomaker.train.export import _export_partial, _is_export
 
@@ -23,11 +24,15 @@ from videomaker.data.shards import write_shards
 from videomaker.errors import InputError
 from videomaker.evaluation.plan import Plan, write_plan
 from videomaker.evaluation.plan import check_place as check_report_place
+from videomaker.evaluation.protocol import protocol_named
+from videomaker.evaluation.run import run_suite
 from videomaker.evaluation.sprite_study import check_place as check_study_place
 from videomaker.evaluation.suite import Prompt, Subject, Suite
 from videomaker.files import atomic_directory, atomic_path, check_replaceable
 from videomaker.jobs.places import check_places
+from videomaker.jobs.prepare import Prepared
 from videomaker.jobs.request import Job
+from videomaker.jobs.resolved import ResolvedOutput, ResolvedRecipe, ResolvedSettings
 from videomaker.sprites.dataset import write_dataset
 
 
@@ -120,6 +125,23 @@ def test_a_report_replaces_no_file_of_others(tmp_path, name):
     write_plan(plan, tmp_path / "new")
     (tmp_path / "new" / "report.md").write_text("ours")
     write_plan(plan, tmp_path / "new")
+
+
+def test_a_plan_stays_where_videos_were_made_otherwise(tmp_path):
+    """It says how they were made, so the refusal comes before it is written."""
+    suite = Suite((Subject("fox", tmp_path / "fox.png", "fox"),), {"fox": (Prompt("a fox"),)}, (0,), 8)
+    plan = Plan(suite, "paper", tmp_path / "videos", {"steps": 30})
+    write_plan(plan, tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "fox.png")
+    (plan.videos / "fox" / plan.items()[0].name).mkdir(parents=True)
+    before = (tmp_path / "plan.json").read_bytes()
+    settings = ResolvedSettings(
+        steps=2, guidance=1.0, negative_prompt="", width=16, height=16, frames=2, fps=8, fit="pad"
+    )
+    prepared = Prepared(None, ResolvedRecipe(settings=settings, output=ResolvedOutput(upscale=1)), {})
+    with pytest.raises(InputError, match="exists without its record"):
+        run_suite(prepared, suite, tmp_path, None, protocol_named("paper"))
+    assert (tmp_path / "plan.json").read_bytes() == before
 
 
 def test_a_study_replaces_no_file_of_others(tmp_path):

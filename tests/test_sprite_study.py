@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny import tiny_pipeline
+from typer.testing import CliRunner
 
+from videomaker.cli import app
+from videomaker.errors import InputError
 from videomaker.evaluation import sprite_study
 from videomaker.evaluation.creatures import creature_row, failures, rate, traits
 from videomaker.evaluation.intervals import wilson
@@ -109,7 +112,28 @@ def test_several_seeds_make_one_interval_and_go_on(measured, tmp_path):
     (tmp_path / "seed-2" / "results.json").write_text("{")
     study_sprites(pipe, SUITE, [1, 2, 3], tmp_path)
     assert measured == [1, 2, 3, 2] and (tmp_path / "results.json").read_bytes() == before
-    study_sprites(pipe, replace(SUITE, guidance_scale=3.0), [1], tmp_path)
+
+
+def test_a_folder_is_of_one_suite_and_one_model(measured, tmp_path):
+    pipe = tiny_pipeline()
+    study_sprites(pipe, SUITE, [1, 2], tmp_path)
+    study_sprites(pipe, SUITE, [3], tmp_path)  # another seed is none
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    others = replace(SUITE, guidance_scale=3.0, reference="none")
+    for seeds in ([1], [4]):
+        with pytest.raises(InputError, match=r"made with guidance_scale 2\.0, reference white: use --overwrite"):
+            study_sprites(pipe, others, seeds, tmp_path)
     pipe.unet.conv_out.bias.data += 1
-    study_sprites(pipe, replace(SUITE, guidance_scale=3.0), [1], tmp_path)
-    assert measured == [1, 2, 3, 2, 1, 1]  # another suite, another model
+    with pytest.raises(InputError, match="made with another model: use --overwrite or another --out"):
+        study_sprites(pipe, SUITE, [1], tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    study_sprites(pipe, others, [1, 2, 3], tmp_path, overwrite=True)
+    assert measured == [1, 2, 3, 1, 2, 3]
+    assert json.loads((tmp_path / "results.json").read_text())["suite"]["reference"] == "none"
+
+
+def test_the_command_refuses_a_folder_of_other_settings_before_loading(measured, tmp_path, monkeypatch):
+    study_sprites(tiny_pipeline(), SUITE, [1], tmp_path)
+    monkeypatch.setattr("videomaker.jobs.prepare.load_pipeline", None)
+    found = CliRunner().invoke(app, ["evaluate", "sprites", "--out", str(tmp_path), "--reference", "none"])
+    assert found.exit_code == 2 and "use --overwrite or another --out" in found.output

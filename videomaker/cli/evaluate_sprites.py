@@ -9,6 +9,7 @@ import typer
 
 from videomaker.errors import check_number
 
+from . import options
 from .evaluate import evaluate_app
 from .options import MOST
 from .terminal import console, print_table, quiet_libraries
@@ -34,15 +35,16 @@ def sprites(
         int | None, typer.Option(min=1, max=MOST, help="Denoising steps.", show_default="the model's")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure subject fidelity, motion and background where the truth is known: no pretrained network needed.
 
     Rates come with 95 % intervals over the creatures of all seeds, and with a
     table of which creatures fail. The same command goes on after an
-    interruption, seed by seed.
+    interruption, seed by seed; other settings want another --out.
     """
     quiet_libraries()
-    from videomaker.evaluation.sprite_study import CREATURES, RESULTS, SHEET, check_place, study_sprites
+    from videomaker.evaluation.sprite_study import CREATURES, RESULTS, SHEET, check_earlier, check_place, study_sprites
     from videomaker.evaluation.sprites import SpriteSuite
     from videomaker.jobs.defaults import PAPER_SETTINGS, generation_defaults, model_folder
     from videomaker.jobs.prepare import load_pipeline, resolve_model
@@ -54,10 +56,12 @@ def sprites(
     scale = next(x for x in (guidance, settings.guidance, PAPER_SETTINGS.guidance) if x is not None)
     check_number("guidance", scale)
     task = SpriteSuite(clips, seeds[0], steps or settings.steps or 30, scale, reference=reference)
+    if not overwrite:
+        check_earlier(out, task)
     pipe = load_pipeline(resolve_model(ModelSpec(source=model, dtype="float32")))
     with console().status("Evaluating") as status:
         tell = lambda done, of: status.update(f"{done} of {of} videos")
-        results = study_sprites(pipe, task, seeds, out, progress=tell)
+        results = study_sprites(pipe, task, seeds, out, overwrite=overwrite, progress=tell)
     _print_measures(results)
     _print_failures(results["failures"])
     for name in (RESULTS, CREATURES, SHEET):

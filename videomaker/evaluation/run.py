@@ -99,9 +99,10 @@ def run_suite(
     prepared = replace(prepared, recipe=recipe)
     made_by = {**asdict(recipe), "components_sha256": prepared.digests}
     plan = Plan(suite, protocol.name, out / "videos", made_by)
-    write_plan(plan, out)
     items = plan.items()
     jobs = [_job(item, plan.videos) for item in items]
+    pending_jobs(prepared, jobs)  # what was made otherwise is refused while the plan still says how
+    write_plan(plan, out)
     batches = shard.of([jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)])
     warn_of_cut_prompts(prepared.pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt])
     compile_for(prepared, batches)

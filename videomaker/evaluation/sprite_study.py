@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from videomaker.errors import InputError
 from videomaker.files import atomic_path, check_results_folder
 from videomaker.jobs.record import component_digests
 from videomaker.pipeline import VideoMakerPipeline
@@ -36,12 +37,32 @@ def check_place(out: Path) -> None:
     check_results_folder(out, (RESULTS, CREATURES, SHEET), lambda folder: any(folder.glob(f"seed-*/{RESULTS}")))
 
 
+def check_earlier(out: Path, suite: SpriteSuite, digests: dict[str, str] | None = None) -> None:
+    """Refuses a folder with a study of another suite, or of another model where its `digests` are given.
+
+    Every seed counts, also one that is not asked for: what lies in one folder is of one suite and model.
+
+    Raises:
+        InputError: there is such a study.
+    """
+    for place in sorted(out.glob("seed-*")):
+        found = _read(place)
+        old = found.get("suite") or {}
+        new = asdict(suite) | {"seed": old.get("seed")}
+        others = [f"{name} {old.get(name)}" for name, value in new.items() if old.get(name) != value]
+        if not others and digests is not None and found["components_sha256"] != digests:
+            others = ["another model"]
+        if found and others:
+            raise InputError(f"{place} exists and was made with {', '.join(others)}: use --overwrite or another --out")
+
+
 def study_sprites(
     pipe: VideoMakerPipeline,
     suite: SpriteSuite,
     seeds: Sequence[int],
     out: Path,
     *,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
     """Measures a model on the creatures of several seeds and writes what was found to a folder.
@@ -55,6 +76,7 @@ def study_sprites(
         suite: what to generate; its seed does not count.
         seeds: of the creatures.
         out: the folder.
+        overwrite: whether seeds that are there are made again, also those of another suite or model.
         progress: hears how many videos are there, and of how many.
 
     Returns:
@@ -62,18 +84,19 @@ def study_sprites(
         `intervals` (of the rates, Wilson's, over the creatures of all seeds) and `failures` (see `creatures.failures`).
 
     Raises:
-        InputError: see `evaluate_sprites` and `check_place`.
+        InputError: see `evaluate_sprites`, `check_place` and `check_earlier`.
     """
     check_place(out)
     digests, total = component_digests(pipe), suite.clips * len(seeds)
+    if not overwrite:
+        check_earlier(out, suite, digests)
     found = []
     for number, seed in enumerate(seeds):
         progress(number * suite.clips, total)
         one, place = replace(suite, seed=seed), out / f"seed-{seed}"
-        made = number * suite.clips
-        found.append(
-            _known(place, one, digests) or _measure(pipe, one, place, digests, partial(_further, progress, made, total))
-        )
+        further = partial(_further, progress, number * suite.clips, total)
+        known = {} if overwrite else _read(place)
+        found.append(known or _measure(pipe, one, place, digests, further))
     progress(total, total)
     results = _summary([part["creatures"] for part in found], [part["reference_gain"] for part in found], suite, seeds)
     shutil.copyfile(out / f"seed-{seeds[0]}" / SHEET, out / SHEET)
@@ -86,14 +109,13 @@ def _further(progress: Callable[[int, int], None], before: int, total: int, coun
     progress(before + count, total)
 
 
-def _known(place: Path, suite: SpriteSuite, digests: dict[str, str]) -> dict[str, Any] | None:
-    """What an earlier call found for the same suite with the same model."""
+def _read(place: Path) -> dict[str, Any]:
+    """What an earlier call found for a seed; empty where it did not come to its end."""
     try:
         found = json.loads((place / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = found.get("suite") == asdict(suite) and found.get("components_sha256") == digests
-    return found if same else None
+        return found if {"suite", "components_sha256", "reference_gain", "creatures"} <= found.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _measure(
@@ -116,6 +138,7 @@ def _measure(
     failed = [index for index, score in enumerate(scores) if not score.identity][:_SHOWN]
     with atomic_path(place / SHEET) as path:
         contact_sheet(suite, videos).save(path)
+    (place / FAILED).unlink(missing_ok=True)  # of what is made again
     if failed:
         with atomic_path(place / FAILED) as path:
             case_sheet([cases[i] for i in failed], [videos[i] for i in failed]).save(path)
