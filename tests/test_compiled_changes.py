@@ -5,6 +5,8 @@ The graphs themselves are those of test_compiled; here the functions that they a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,8 @@ from PIL import Image
 from tiny import tiny_pipeline, tiny_unet, tiny_vae
 
 from videomaker import InputError
-from videomaker.compiled import CompiledPipeline
+from videomaker.compiled import Bucket, CompiledPipeline
+from videomaker.generation import GenerationDefaults
 
 SIZE = 16
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
@@ -143,3 +146,39 @@ def test_compiling_again_takes_the_change():
         one.enable_freeu(0.9, 0.2, 1.2, 1.4)
     pipe.compiled = CompiledPipeline(pipe)
     assert torch.allclose(run(pipe), run(plain), atol=1e-9)
+
+
+def test_a_compile_that_fails_leaves_the_pipeline_as_it_was(monkeypatch):
+    small, odd = Bucket(2, SIZE, SIZE), Bucket(2, SIZE + 1, SIZE)
+    many = replace(small, num_references=100)  # more than the motion modules take, which the rehearsal finds out
+    fresh, pipe = tiny_pipeline(), tiny_pipeline()
+    pipe.compile([small])
+    graphs, encode = pipe.compiled, pipe.text_encoder._compiled_call_impl
+    for bad, words in (([small, odd], "height of a bucket is 17"), ([small, many], "100"), ("x", "list of Bucket")):
+        for one in (fresh, pipe):
+            with pytest.raises(InputError, match=words):
+                one.compile(bad)
+        assert fresh.compiled is None and fresh.text_encoder._compiled_call_impl is None
+        assert pipe.compiled is graphs and pipe.text_encoder._compiled_call_impl is encode
+    run(pipe, num_frames=2)
+    fresh.load_lora_weights(lora(fresh))
+    run(fresh)
+
+
+def test_without_shapes_the_call_that_leaves_everything_open_is_compiled():
+    pipe = tiny_pipeline()
+    pipe.generation_defaults = GenerationDefaults(num_frames=3, height=SIZE, guidance_scale=1.0, num_inference_steps=2)
+    assert pipe.compile(undeclared="error").buckets == (Bucket(3, SIZE, 32, guidance=False),)
+    pipe("a fox", PICTURE)
+
+
+def test_diffusers_plain_processors_compile():
+    plain, pipe = tiny_pipeline(), tiny_pipeline()
+    pipe.unet.set_default_attn_processor()
+    pipe.compile([Bucket(3, SIZE, SIZE)], undeclared="error")
+    assert torch.allclose(run(pipe), run(plain), atol=1e-4)
+
+
+def test_the_cost_of_a_shape_is_told_where_it_is_known(pipe, caplog):
+    run(pipe)
+    assert "not a declared shape: it runs eagerly" in caplog.text and "up to 0 s" not in caplog.text

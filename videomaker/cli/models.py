@@ -50,7 +50,8 @@ def warmup(
 
     settings = prepared.recipe.settings
     shape = (settings.frames, settings.height, settings.width)
-    report = prepared.pipe.compile([Bucket(*shape, size, references) for size in batch_size])
+    guided = settings.guidance > 1
+    report = prepared.pipe.compile([Bucket(*shape, size, references, guided) for size in batch_size])
     typer.echo(report, err=True)
     typer.echo(artifacts.save(save, prepared.pipe))
 

@@ -135,8 +135,8 @@ class StaticGraph:
         """Says once what a shape outside the declared ones costs, and whether it is to be compiled."""
         told, self._told = latents.shape in self._told, self._told | {latents.shape}
         shape = "x".join(map(str, latents.shape))
-        cost = f"compiling took up to {max(self._seconds, default=0):.0f} s for a declared one"
-        message = f"{self._name} meets latents of {shape}, not a declared shape: %s; {cost}"
+        cost = f"; compiling took up to {max(self._seconds):.0f} s for a declared one" if self._seconds else ""
+        message = f"{self._name} meets latents of {shape}, not a declared shape: %s{cost}"
         if self._undeclared == "error":
             raise InputError(message % "declare it in compile()")
         if not told:
@@ -245,21 +245,41 @@ def compile_pipeline(
         undeclared: `"eager"`, `"compile"` or `"error"`: what becomes of shapes outside the buckets.
 
     Raises:
-        InputError: the pipeline cannot be compiled, or `buckets` holds something else.
+        InputError: the pipeline cannot be compiled, or `buckets` holds something else; what was compiled before stays.
     """
-    buckets = list(buckets) if isinstance(buckets, Iterable) else [buckets]
-    if not all(isinstance(bucket, Bucket) for bucket in buckets):
-        raise InputError(f"buckets are {str(buckets)[:60]}; give a list of Bucket")
+    buckets = _checked(buckets, pipe.vae_scale_factor)
     start = time.perf_counter()
     found = "not given" if saved is None else artifacts.load(saved, pipe, mode)
-    pipe.compiled = None  # what was compiled before does not rehearse
-    pipe.compiled = CompiledPipeline(pipe, mode=mode, cuda_graphs=cuda_graphs, undeclared=undeclared)
-    buckets = tuple(dict.fromkeys(buckets))
-    for bucket in buckets:
-        logger.info("compiling for %s", bucket)
-        with pipe.compiled.declaring():
-            _rehearse(pipe, bucket)
+    with _as_before_on_failure(pipe):
+        pipe.compiled = None  # what was compiled before does not rehearse
+        pipe.compiled = CompiledPipeline(pipe, mode=mode, cuda_graphs=cuda_graphs, undeclared=undeclared)
+        for bucket in buckets:
+            logger.info("compiling for %s", bucket)
+            with pipe.compiled.declaring():
+                _rehearse(pipe, bucket)
     return CompileReport(buckets, time.perf_counter() - start, found)
+
+
+def _checked(buckets: Any, factor: int) -> tuple[Bucket, ...]:
+    """Each bucket once; all are looked at before the first is compiled, which takes minutes."""
+    found = list(buckets) if isinstance(buckets, Iterable) else [buckets]
+    if not all(isinstance(bucket, Bucket) for bucket in found):
+        raise InputError(f"buckets are {str(found)[:60]}; give a list of Bucket")
+    for bucket in found:
+        for name in ("height", "width"):
+            if (value := getattr(bucket, name)) % factor:
+                raise InputError(f"{name} of a bucket is {value}; it must be a positive multiple of {factor}")
+    return tuple(dict.fromkeys(found))
+
+
+@contextlib.contextmanager
+def _as_before_on_failure(pipe: Compilable) -> Iterator[None]:
+    before, encode = pipe.compiled, pipe.text_encoder._compiled_call_impl  # torch has no way to take compile() back
+    try:
+        yield
+    except BaseException:
+        pipe.compiled, pipe.text_encoder._compiled_call_impl = before, encode
+        raise
 
 
 def _rehearse(pipe: Compilable, bucket: Bucket) -> None:

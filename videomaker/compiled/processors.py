@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 from diffusers import UNetMotionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 from videomaker.attention import (
     EACH_ROW_ALONE,
@@ -29,7 +29,7 @@ class TextAttnProcessor(AttnProcessor2_0):
     Given text embeddings in place of keys and values, it does what the processor that it replaced does.
     """
 
-    def __init__(self, name: str, replaced: AttnProcessor2_0):
+    def __init__(self, name: str, replaced: AttnProcessor | AttnProcessor2_0):
         super().__init__()
         self.name = name
         self.replaced = replaced
@@ -91,9 +91,11 @@ def prepare_unet(unet: UNetMotionModel) -> None:
         ready = isinstance(attn.processor, (TextAttnProcessor, FusedSelfAttnProcessor))
         if ready or is_spatial_self_attention(name):
             continue
-        if not isinstance(attn.processor, AttnProcessor2_0):
+        if not isinstance(attn.processor, (AttnProcessor, AttnProcessor2_0)):
             kind = type(attn.processor).__name__
-            raise InputError(f"{kind} cannot be compiled; unload adapters before compiling")
+            raise InputError(
+                f"{kind} cannot be compiled; unload adapters, or call pipe.unet.set_default_attn_processor(), before"
+            )
         in_motion = "motion_modules" in name.split(".")
         attn.set_processor(FusedSelfAttnProcessor() if in_motion else TextAttnProcessor(name, attn.processor))
 

@@ -132,15 +132,19 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
         """Compiles the text encoder, the denoising step and the VAE decoder for declared shapes.
 
         Args:
-            buckets: the shapes; by default one video of 16 frames in the size that the UNet was trained for.
+            buckets: the shapes; by default that of a call that leaves everything open, with one picture.
             options: of `videomaker.compiled.compile_pipeline`.
 
         Raises:
-            InputError: this pipeline cannot be compiled; the message says what to undo.
+            InputError: this pipeline cannot be compiled; the message says what to undo. It stays as it was.
         """
-        checks.check_components(self, dict.fromkeys(("unet", "vae", "text_encoder", "tokenizer"), True))
-        side = self.unet.config.sample_size * self.vae_scale_factor
-        return compile_pipeline(self, buckets or [Bucket(height=side, width=side)], **options)
+        self._check_parts("", None, "pil")
+        return compile_pipeline(self, buckets or [self._default_bucket()], **options)
+
+    def _default_bucket(self) -> Bucket:
+        usual = self._settings(None, None, None, None, None, None, None)
+        guided = usual.guidance_scale > 1
+        return Bucket(usual.num_frames, usual.height, usual.width, guidance=guided)
 
     @torch.no_grad()
     def __call__(
