@@ -5,7 +5,9 @@ The graphs themselves are those of test_compiled; here the functions that they a
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from PIL import Image
 from tiny import tiny_pipeline, tiny_unet, tiny_vae
 
 from videomaker import InputError
-from videomaker.compiled import Bucket, CompiledPipeline
+from videomaker.compiled import Approximations, Bucket, CompiledPipeline
+from videomaker.compiled.graphs import CapturedGraph
+from videomaker.denoising import apply_guidance
 from videomaker.generation import GenerationDefaults
 
 SIZE = 16
@@ -182,3 +186,68 @@ def test_diffusers_plain_processors_compile():
 def test_the_cost_of_a_shape_is_told_where_it_is_known(pipe, caplog):
     run(pipe)
     assert "not a declared shape: it runs eagerly" in caplog.text and "up to 0 s" not in caplog.text
+
+
+def test_frames_are_decoded_as_while_compiling_whatever_memory_is_free(monkeypatch):
+    pipe = tiny_pipeline()
+    pipe.compile([Bucket(4, SIZE, SIZE)], undeclared="error")
+    monkeypatch.setattr("videomaker.pipeline.latents.frames_at_once", lambda *_: 2)
+    run(pipe, num_frames=4)
+
+
+@pytest.mark.parametrize("reuse_every", range(1, 7))
+@pytest.mark.parametrize("guidance_until", [1.0, 0.6])
+def test_every_graph_of_the_approximations_is_rehearsed(reuse_every, guidance_until, monkeypatch):
+    pipe, seen = tiny_pipeline(), set()
+    pipe.approximations = Approximations(reuse_every=reuse_every, guidance_until=guidance_until)
+
+    def step(unet, latents, reference, timestep, weights, guidance, text, inner=None, keep_inner=False):
+        seen.add((guidance is None, inner is None, keep_inner))
+        return latents.contiguous(), torch.zeros(1) if keep_inner else None
+
+    monkeypatch.setattr("videomaker.compiled.graphs.denoising_step", step)
+    pipe.compile([Bucket(2, SIZE, SIZE)])
+    rehearsed = set(seen)
+    seen.clear()
+    run(pipe, num_frames=2, num_inference_steps=25)
+    assert seen and seen <= rehearsed
+
+
+def test_a_graph_is_captured_on_the_device_of_its_tensors(monkeypatch):
+    """Streams and captures are the current device's, which on a machine of several GPUs is another."""
+    current, happened = ["of the program"], []
+
+    @contextmanager
+    def device(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    @contextmanager
+    def told(*_, **options):
+        happened.append((current[-1], *options))
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    parts = {
+        "device": device,
+        "graph": told,
+        "stream": told,
+        "current_stream": lambda: happened.append(current[-1:]) or stream,
+    }
+    parts |= {
+        "Stream": parts["current_stream"],
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: happened.append(current[-1:])),
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(torch.cuda, name, part)
+    x = torch.zeros(2)
+    assert torch.equal(CapturedGraph(lambda x: x + 1, (x,), None)(x), x + 1)
+    assert (x.device, "pool", "stream") in happened and {one[0] for one in happened} == {x.device}
+
+
+def test_guidance_keeps_its_value_in_half_precision():
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    assert pipe._prepare_guidance(8.1, 1, 1).item() == pytest.approx(8.1, abs=1e-6)
+    noise = torch.randn(2, 4, 2, 2, 2, dtype=torch.bfloat16)
+    assert apply_guidance(noise, torch.full((1, 1, 1, 1, 1), 8.1)).dtype == torch.bfloat16

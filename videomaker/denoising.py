@@ -91,9 +91,9 @@ def guided_noise(
 
 
 def apply_guidance(noise: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:
-    """Eq. 6 from predictions `[2B, …]`, the unconditional half first, and scales `[B, 1, …]`."""
+    """Eq. 6 from predictions `[2B, …]`, the unconditional half first, and scales `[B, 1, …]`, in the noise's dtype."""
     unconditional, conditional = noise.chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+    return (unconditional + guidance_scale * (conditional - unconditional)).to(noise.dtype)
 
 
 def clean_sample(

@@ -150,21 +150,26 @@ class CapturedGraph:
     def __init__(self, function: Callable[..., Any], args: tuple, pool: Any):
         static = tree_map_only(torch.Tensor, torch.clone, args)
         self._inputs = _tensors(static)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(CAPTURE_WARMUPS):
-                function(*static)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._outputs = function(*static)
+        self._device = self._inputs[0].device
+        # Streams and captures are the current device's, which need not be the model's; torch's own stream for captures
+        # is made once for the process.
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(CAPTURE_WARMUPS):
+                    function(*static)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+                self._outputs = function(*static)
 
     def __call__(self, *args: Any) -> Any:
         """The function of `args`; the outputs are the caller's to keep."""
-        torch._foreach_copy_(self._inputs, _tensors(args))
-        self._graph.replay()
-        return tree_map_only(torch.Tensor, torch.clone, self._outputs)
+        with torch.cuda.device(self._device):
+            torch._foreach_copy_(self._inputs, _tensors(args))
+            self._graph.replay()
+            return tree_map_only(torch.Tensor, torch.clone, self._outputs)
 
 
 def _tensors(args: tuple) -> list[torch.Tensor]:
@@ -197,6 +202,7 @@ class CompiledPipeline:
             module.eval().to(memory_format=torch.channels_last)
         prepare_unet(pipe.unet)
         self._pipe, self._taken = pipe, Taken(pipe)
+        self.chunks: dict[torch.Size, int] = {}  # of all latents -> frames that the decoder takes at once
         self._step = StaticGraph("the denoising step", partial(denoising_step, pipe.unet), **options)
         self._decode = StaticGraph("the VAE decoder", partial(decode_pictures, pipe.vae), **options)
         # Every prompt is encoded alone and padded to one length, so the text encoder has one shape.
@@ -289,6 +295,8 @@ def _rehearse(pipe: Compilable, bucket: Bucket) -> None:
     factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
     size = (bucket.height // factor, bucket.width // factor)
     pipe.approximations = replace(wanted, guidance_until=0.5 if cut_off else 1.0)
+    # Where guidance ends the inner blocks are computed anew; one of the two steps after that uses them again.
+    reused, cut = (2, 6) if wanted.reuse_every > 1 else (1, 2)
     try:
         pipe(
             ["warm-up"] * bucket.batch,
@@ -296,7 +304,7 @@ def _rehearse(pipe: Compilable, bucket: Bucket) -> None:
             num_frames=bucket.num_frames,
             height=bucket.height,
             width=bucket.width,
-            num_inference_steps=min(wanted.reuse_every, 2) * (2 if cut_off else 1),
+            num_inference_steps=cut if cut_off else reused,
             guidance_scale=2.0 if bucket.guidance else 1.0,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",

@@ -91,6 +91,8 @@ class LatentsMixin(Parts):
         """Pictures `[B, 3, F, H, W]` in float32 from latents `[B, C, F, h, w]`, decoded in equal chunks of frames."""
         rows = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)
         size = decode_chunk_size or frames_at_once(self.vae, rows)
+        if self.compiled is not None and not decode_chunk_size:  # whatever is free now, the graphs have their shapes
+            size = self.compiled.chunks.setdefault(rows.shape, size)
         size = max(n for n in range(1, min(size, len(rows)) + 1) if len(rows) % n == 0)
         decode = partial(decode_pictures, self.vae) if self.compiled is None else self.compiled.decode
         pictures = torch.cat([decode(chunk).float() for chunk in rows.split(size)])

@@ -143,7 +143,7 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
 
     def _default_bucket(self) -> Bucket:
         usual = self._settings(None, None, None, None, None, None, None)
-        guided = usual.guidance_scale > 1
+        guided = isinstance(usual.guidance_scale, (int, float)) and usual.guidance_scale > 1
         return Bucket(usual.num_frames, usual.height, usual.width, guidance=guided)
 
     @torch.no_grad()

@@ -175,7 +175,8 @@ class SamplingMixin(Parts):
         self._guidance_scale = max(scales)
         if not self.do_classifier_free_guidance:
             return None
-        guidance = torch.tensor(scales, device=self._execution_device, dtype=self.unet.dtype)
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # bfloat16 would make 8.125 of 8.1
+        guidance = torch.tensor(scales, device=self._execution_device, dtype=dtype)
         return guidance.clamp(min=1).repeat_interleave(num_videos_per_prompt).view(-1, 1, 1, 1, 1)
 
 
