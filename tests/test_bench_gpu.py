@@ -73,6 +73,22 @@ def test_what_does_not_fit_before_the_deadline_is_left_for_the_next_command(star
     assert (code, [case["status"] for case in cases.values()]) == (0, ["passed", "passed"])
 
 
+def test_the_deadline_counts_from_the_command_s_start(
+    gpu: ModuleType, start: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    find = gpu.Device.find
+
+    def slow(*arguments: object, **options: object) -> object:
+        clock[0] += 40  # to import torch from a cold disk
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(gpu.Device, "find", slow)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+    code, cases = start({"one": GOOD}, "--deadline", "90")
+    assert (code, cases["one"]["summary"]) == (3, "needs up to 60 s, 50 s were left")
+
+
 def test_resume_repeats_nothing_and_no_run_is_overwritten(start: Callable, tmp_path: Path) -> None:
     once = f"import pathlib; pathlib.Path({str(tmp_path / 'once')!r}).open('x')"
     _, first = start({"once": once, "bad": BAD})
