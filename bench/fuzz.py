@@ -3,7 +3,9 @@
 Every backend that can run here (the Triton kernels in their interpreter without a GPU, a dtype a shape, for it is
 slow), output and gradients, by the rule of videomaker.kernels.accuracy; odd lengths, any strides, references stored
 once and expanded, samples that leave it out, memory filled with NaN beforehand, and the same bits in a second run. A
-failure prints its seed. With `--json FILE` a run that was stopped goes on where it was, on the same commit.
+failure prints its seed. With `--json FILE` a run that was stopped goes on where it was, on the same commit; "left"
+counts what it has not begun. On a GPU compiling takes nearly all of the time, so `--hold 12` lets twelve seeds in a row
+share head dim, heads, layouts and what else the kernels are compiled for.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +29,9 @@ from torch import Tensor
 from videomaker.kernels import available_backends, reference_attention
 from videomaker.kernels.accuracy import error_band, failures, largest_score, poisoned_memory
 
+HEAD_DIMS = (1, 8, 16, 24, 37, 40, 64, 80)
+# The fields of a call that decide what the kernels are compiled for.
+HELD = ("batch", "heads", "ref_batch", "layouts", "use_reference", "bias")
 NAMES = ("out", "dq", "dk", "dv", "dk_ref", "dv_ref")
 DTYPES = {"naive": (torch.float64, torch.float32), "sdpa": (torch.float64, torch.float32, torch.bfloat16)}
 TRITON_DTYPES = (torch.float32, torch.float16)
@@ -57,8 +62,12 @@ class Draw:
     size: float
 
     @classmethod
-    def of(cls, seed: int) -> "Draw":
-        """The call that belongs to a seed."""
+    def of(cls, seed: int, hold: int = 1) -> "Draw":
+        """The call that belongs to a seed; `hold` seeds in a row share what the kernels are compiled for."""
+        if hold > 1:
+            first = cls.of(seed - seed % hold)
+            held = {name: getattr(first, name) for name in HELD}
+            return replace(cls.of(seed), head_dim=HEAD_DIMS[seed // hold % len(HEAD_DIMS)], **held)
         draw = random.Random(seed)
         batch, tokens = draw.randint(1, 2), draw.choice((draw.randint(1, 40), draw.randint(1, 80)))
         return cls(
@@ -68,7 +77,7 @@ class Draw:
             tokens=tokens,
             num_ref_tokens=draw.choice((0, 1, tokens, tokens, draw.randint(1, 70))),
             heads=draw.randint(1, 2),
-            head_dim=draw.choice((1, 8, 16, 24, 37, 40, 64, 80)),
+            head_dim=draw.choice(HEAD_DIMS),
             ref_batch=draw.choice((1, batch)),
             layouts=(draw.choice(list(LAYOUTS)), draw.choice([*LAYOUTS, "expanded"])),
             use_reference=draw.choice((None, tuple(draw.random() < 0.5 for _ in range(batch)))),
@@ -234,18 +243,21 @@ def backends_here(names: list[str], device: torch.device) -> dict[str, tuple[tor
 class Progress:
     """What is known of the shapes so far, in a file where one is given."""
 
-    def __init__(self, path: Path | None, first: int, device: torch.device) -> None:
-        self.path, self.first = path, first
+    def __init__(
+        self, path: Path | None, first: int, device: torch.device, *, count: int = 1000, hold: int = 1
+    ) -> None:
+        self.path, self.first, self.count = path, first, count
         self.document = {
-            "environment": environment(device), "first": first, "shapes": 0, "checks": {}, "failures": []
+            "environment": environment(device), "first": first, "hold": hold,
+            "shapes": 0, "left": count, "checks": {}, "failures": [],
         }  # fmt: skip
         if path and path.exists():
             found = json.loads(path.read_text())
             same = all(
                 found["environment"][x] == self.document["environment"][x] for x in ("commit", "torch", "triton")
             )
-            if not same or found["first"] != first:
-                raise SystemExit(f"{path} is of another commit, version or first seed: give another file")
+            if not same or (found["first"], found.get("hold", 1)) != (first, hold):
+                raise SystemExit(f"{path} is of another commit, version, first seed or --hold: give another file")
             self.document = found
 
     @property
@@ -256,6 +268,7 @@ class Progress:
     def add(self, draw: Draw, wrong: dict[str, list[str]]) -> None:
         """One shape's outcome."""
         self.document["shapes"] += 1
+        self.document["left"] = max(0, self.count - self.document["shapes"])
         for what, why in wrong.items():
             self.document["checks"][what] = self.document["checks"].get(what, 0) + 1
             for reason in why:
@@ -273,6 +286,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which no shape is begun")
+    parser.add_argument("--hold", type=int, default=1, metavar="N", help="seeds in a row that share their kernels")
     parser.add_argument(
         "--backends", nargs="+", choices=["naive", "sdpa", "triton"], default=["naive", "sdpa", "triton"]
     )
@@ -280,12 +294,12 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backends, start = backends_here(options.backends, device), time.monotonic()
-    progress = Progress(options.json, options.first, device)
+    progress = Progress(options.json, options.first, device, count=options.count, hold=options.hold)
     for seed in range(progress.next_seed, options.first + options.count):
         if time.monotonic() - start > options.seconds:
             print("time was up")
             break
-        draw = Draw.of(seed)
+        draw = Draw.of(seed, options.hold)
         progress.add(draw, check(draw, backends, device))
         if progress.document["shapes"] % 50 == 0:
             print(f"{progress.document['shapes']} shapes, {time.monotonic() - start:.0f} s", flush=True)

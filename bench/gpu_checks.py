@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from attn import DTYPES, Case, Gate, draw
 from fuzz import NAMES, Video
-from gpu_stages import FEATURES, KERNELS
+from gpu_stages import FEATURES, HELD_SEEDS, KERNELS
 from rivals import Rival
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -40,7 +40,6 @@ FUZZ_KERNELS = [
     *((head_dim, "float16") for head_dim in (37, 64, 160)),
     *((head_dim, "float32") for head_dim in (24, 40, 80, 100)),
 ]
-FUZZ_CHUNK = 12  # seeds in a row that share a kernel
 
 
 def pisa(options: argparse.Namespace) -> list[str]:
@@ -95,7 +94,7 @@ def fuzz(options: argparse.Namespace) -> list[str]:
 
 def fuzz_one(seed: int, device: torch.device) -> tuple[str, str | None]:
     """What was drawn from the seed, and what is wrong with it."""
-    kernel = seed // FUZZ_CHUNK % len(FUZZ_KERNELS)
+    kernel = seed // HELD_SEEDS % len(FUZZ_KERNELS)
     head_dim, dtype_name = FUZZ_KERNELS[kernel]
     draw = random.Random(-1 - kernel)
     batch, heads, layout = draw.randint(1, 3), draw.randint(1, 4), draw.choice(list(LAYOUTS))

@@ -33,6 +33,8 @@ MORE_CASES = (
     *("1,16,4096,4096,40", "2,16,4096,16384,40", "2,32,1024,1024,80", "2,8,1024,1024,80", "1,24,1024,1024,80"),
     *("1,1,1024,1024,80", "1,16,2304,2304,40", "1,16,1024,1024,64", "1,16,1024,1024,128"),
 )
+SEEDS, HELD_SEEDS = 48, 12  # of a case of the fuzz; in a row that share their kernels, for compiling takes the time
+LAST_STEP = 50  # seconds that importing torch and a step begun in time may take beside four others
 DRY_RUN_LIMIT = 900  # the interpreter is slow, and so are the machines of a CI
 
 
@@ -71,7 +73,7 @@ class Case:
     record: Path
     limit: int
     missing: str | None = None
-    goes_on: bool = False  # its record is also its state
+    goes_on: bool = False  # its record is also its state, whose "left" counts what the next command has to do
     variables: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -83,9 +85,14 @@ class Maker:
     device: Device
     folder: Path
 
-    def script(self, name: str, script: str, *arguments: str, limit: int, **fields: object) -> Case:
-        """A case that runs a script of this folder."""
-        return self.case(name, [sys.executable, str(BENCH / script), *arguments], limit, **fields)
+    def script(
+        self, name: str, script: str, *arguments: str, limit: int, goes_on: bool = False, **fields: object
+    ) -> Case:
+        """A case that runs a script of this folder; one that goes on ends by itself in time to keep what it has."""
+        limit = DRY_RUN_LIMIT if self.device.is_dry else limit
+        seconds = ("--seconds", str(limit - LAST_STEP)) if goes_on else ()
+        command = [sys.executable, str(BENCH / script), *arguments, *seconds]
+        return self.case(name, command, limit, goes_on=goes_on, **fields)
 
     def check(self, name: str, check: str, *arguments: str, limit: int, **fields: object) -> Case:
         """A case that runs one of bench/gpu_checks.py."""
@@ -159,13 +166,13 @@ class Maker:
 
     def fuzz(self) -> Iterator[Case]:
         """Random sizes, strides and magnitudes, a chunk of seeds a case."""
-        size, chunks = (2, 1) if self.device.is_dry else (50, 4)
+        size, chunks = (2, 1) if self.device.is_dry else (SEEDS, 4)
         for first in range(0, size * chunks, size):
             seeds = ("--first", str(first), "--count", str(size))
             yield self.check(f"pisa, {size} from {first}", "fuzz", *seeds, limit=150)
             name = f"reference, {size} from {first}"
-            record = ("--json", str(self.record(name)))
-            yield self.script(name, "fuzz.py", *seeds, *record, limit=150, goes_on=True)
+            options = ("--hold", str(HELD_SEEDS), "--json", str(self.record(name)))
+            yield self.script(name, "fuzz.py", *seeds, *options, limit=150, goes_on=True)
 
     def memcheck(self) -> Iterator[Case]:
         """A forward and a backward with partial tiles under compute-sanitizer."""

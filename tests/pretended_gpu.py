@@ -1,15 +1,18 @@
 """Calls of the operators on a GPU that is not there: Triton binds and compiles every launch, and none is run.
 
     TRITON_INTERPRET=0 python tests/pretended_gpu.py 90
+    TRITON_INTERPRET=0 python tests/pretended_gpu.py 90 --count 48 --hold 12
 
 Types, alignments, sizes of one and empty tensors reach the compiler as a GPU's would, which no interpreter shows.
-Prints the kernels that were launched.
+Prints the kernels that were launched, or how many bench/fuzz.py with these options asks the compiler for.
 """
 
 import sys
 import types
+from pathlib import Path
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from videomaker.kernels import pisa_attention, reference_attention
@@ -58,6 +61,9 @@ def main() -> None:
     """Forward and backward of each kind of call, then a compilation as the tuner asks for it."""
     driver.set_active(Driver(int(sys.argv[1])))
     op.triton_unavailable_reason = lambda q: None
+    if "--hold" in sys.argv:
+        print(compilations_of_fuzz(count=int(sys.argv[3]), hold=int(sys.argv[5])))
+        return
     fused = torch.zeros(1, 2 * 16 + 5, 3, 1, 9, dtype=torch.float16, requires_grad=True)
     unaligned = fused[..., 1:].unbind(2)
     out = pisa_attention(*unaligned, num_frames=2, num_ref_tokens=5, backend="triton")
@@ -70,6 +76,21 @@ def main() -> None:
     spilled = autotune._spilled_bytes(launch.warm_up(whole, "forward"))
     assert spilled == 4 * SPILLED_WORDS, spilled
     print(*launched)
+
+
+def compilations_of_fuzz(*, count: int, hold: int) -> int:
+    """Different kernels that the first seeds want; none is compiled."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+    import fuzz
+
+    wanted: set[tuple[str, str]] = set()
+    knobs.runtime.jit_cache_hook = lambda *, fn, key, **_: wanted.add((fn.name, key)) is None  # True: do not compile
+    attend = lambda *tensors, **options: reference_attention(*tensors, backend="triton", **options)
+    for draw in (fuzz.Draw.of(seed, hold) for seed in range(count)):
+        for dtype in (*fuzz.TRITON_DTYPES, torch.bfloat16):
+            tensors = fuzz._arranged(draw, [x.to(dtype) for x in draw.tensors()])
+            fuzz.evaluate(attend, tensors, draw.options(torch.device("cpu")))
+    return len(wanted)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """The random shapes' own measure: defined where a gradient is exactly zero, and blind to nothing."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 ONE_KEY = {"batch": 2, "num_frames": 3, "tokens": 1, "num_ref_tokens": 0, "heads": 2, "head_dim": 37}
 DEVICE = torch.device("cpu")
 SDPA = {"sdpa": (torch.float32,)}
@@ -14,7 +19,7 @@ SDPA = {"sdpa": (torch.float32,)}
 
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "bench"))
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
     return importlib.import_module("fuzz")
 
 
@@ -64,3 +69,37 @@ def test_a_run_goes_on_where_it_was_stopped(fuzz: ModuleType, tmp_path: Path, ca
     assert again.document["failures"] == [{"seed": 5, "backend": "sdpa, float32", "why": "dq: other bits"}]
     with pytest.raises(SystemExit, match="another commit"):
         fuzz.Progress(file, 0, DEVICE)
+
+
+def test_seeds_in_a_row_share_their_kernels_which_take_seconds_to_compile(fuzz: ModuleType) -> None:
+    def compilations(hold: int) -> int:
+        script = [sys.executable, str(ROOT / "tests" / "pretended_gpu.py"), "90", "--count", "48", "--hold", str(hold)]
+        compiled = {**os.environ, "TRITON_INTERPRET": "0"}
+        done = subprocess.run(script, capture_output=True, text=True, check=False, env=compiled)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert compilations(hold=12) < 100 < 400 < compilations(hold=1)
+    held = [fuzz.Draw.of(seed, 12) for seed in range(96)]
+    assert {draw.head_dim for draw in held} == set(fuzz.HEAD_DIMS)
+    assert len({(draw.tokens, draw.num_frames, draw.num_ref_tokens) for draw in held}) > 80
+    assert held[12] != fuzz.Draw.of(12) == fuzz.Draw.of(12, 1)
+
+
+def test_a_fuzz_whose_time_is_up_says_what_is_left_and_goes_on(
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*options: str) -> dict:
+        words = ["fuzz.py", "--count", "5", "--hold", "3", "--backends", "sdpa", "--json", str(tmp_path / "x.json")]
+        monkeypatch.setattr(sys, "argv", [*words, *options])
+        assert fuzz.main() == 0
+        return json.loads((tmp_path / "x.json").read_text())
+
+    clock = iter(range(100))
+    monkeypatch.setattr(fuzz.time, "monotonic", lambda: next(clock))
+    document = run("--seconds", "2")
+    assert (document["shapes"], document["left"]) == (2, 3)
+    document = run()
+    assert (document["shapes"], document["left"]) == (5, 0)
+    with pytest.raises(SystemExit, match="--hold"):
+        run("--hold", "2")

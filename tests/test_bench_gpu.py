@@ -89,6 +89,20 @@ def test_the_deadline_counts_from_the_command_s_start(
     assert (code, cases["one"]["summary"]) == (3, "needs up to 60 s, 50 s were left")
 
 
+def test_a_case_that_ends_with_some_left_goes_on(start: Callable, tmp_path: Path) -> None:
+    step = f"""
+import json, pathlib
+file = pathlib.Path({str(tmp_path / "cases" / "one")!r})
+left = json.loads(file.read_text())["left"] - 1 if file.exists() else 2
+file.write_text(json.dumps({{"left": left}}))
+"""
+    code, cases = start({"one": step}, goes_on=True)
+    assert (code, cases["one"]["status"], cases["one"]["details"]) == (3, "left", {"left": 2})
+    assert start({"one": step}, "--resume", goes_on=True)[0] == 3
+    code, cases = start({"one": step}, "--resume", goes_on=True)
+    assert (code, cases["one"]["status"], cases["one"]["details"]) == (0, "passed", {"left": 0})
+
+
 def test_resume_repeats_nothing_and_no_run_is_overwritten(start: Callable, tmp_path: Path) -> None:
     once = f"import pathlib; pathlib.Path({str(tmp_path / 'once')!r}).open('x')"
     _, first = start({"once": once, "bad": BAD})

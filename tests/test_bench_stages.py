@@ -29,3 +29,19 @@ def test_what_torch_itself_asks_in_vain_of_the_driver_is_no_finding(
         words = " ".join(case.command)
         assert words.startswith(f"/cuda/compute-sanitizer --tool {case.name} ")
         assert "--error-exitcode 9 --report-api-errors no" in words
+
+
+def test_a_case_that_goes_on_ends_by_itself_before_its_limit(stages: ModuleType) -> None:
+    going = [case for stage in stages.STAGES for case in cases_of(stages, stage) if case.goes_on]
+    assert {case.stage for case in going} >= {"fuzz"}
+    for case in going:
+        seconds = float(case.command[case.command.index("--seconds") + 1])
+        assert 60 <= seconds <= case.limit - 30, case  # to import torch, and for the last step
+
+
+def test_the_random_shapes_of_a_case_share_their_kernels(stages: ModuleType) -> None:
+    cases = [case for case in cases_of(stages, "fuzz") if case.name.startswith("reference")]
+    assert len(cases) == 4
+    for case in cases:
+        assert case.command[case.command.index("--hold") + 1] == "12"
+        assert int(case.command[case.command.index("--first") + 1]) % 12 == 0
