@@ -129,7 +129,7 @@ class Gate:
                     results = [rival.attend(*qkv, **self.case.options)]
                 else:
                     results = evaluate(rival.attend, *qkv, grad_out, **self.case.options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"cannot run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if not all(torch.isfinite(x).all() for x in results):
             return "a NaN or an infinity in the output or a gradient"
@@ -196,23 +196,31 @@ def time_rival(rival: Rival, case: Case, dtype: torch.dtype, limits: Limits, opt
     return records
 
 
-def run_case(case: Case, dtype: torch.dtype, limits: Limits, options: argparse.Namespace, slow: bool) -> list[dict]:
-    """Gate, then time, every rival; those that start slowly only when there is time for them."""
+def run_case(
+    case: Case, dtype: torch.dtype, limits: Limits, options: argparse.Namespace, slow: bool
+) -> Iterator[list[dict]]:
+    """Gate, then time, every rival; those that start slowly only when there is time for them.
+
+    Yields what is known of the case: before a rival that it is begun, and once it is done its records.
+    """
     gate = Gate(case, dtype, options.device)
-    records = []
+    records: list[dict] = []
     for rival in rivals(options.device, dtype):
         if rival.slow_start and not slow:
             continue
-        reason = gate.wrong(rival)
+        label = {"case": asdict(case), "path": rival.name}
+        yield [*records, label | {"not_timed": "begun, and ended the process or was stopped"}]
+        found: list[dict] = []
         try:
-            records += time_rival(rival, case, dtype, limits, options) if reason is None else []
-        except Exception as error:  # out of memory, or a rival that runs only once
+            reason = gate.wrong(rival)
+            found = time_rival(rival, case, dtype, limits, options) if reason is None else []
+            if options.device.type == "cuda":
+                torch.cuda.empty_cache()
+        except (Exception, SystemExit) as error:  # out of memory, it runs only once, or the CUDA context is broken
             reason = f"not timed: {type(error).__name__}: {error}"
-        if reason is not None:
-            records.append({"case": asdict(case), "path": rival.name, "not_timed": reason})
-        if options.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return with_speedups(records, ours(options.device))
+        records += found if reason is None or found else [label | {"not_timed": reason}]
+        records = with_speedups(records, ours(options.device))
+        yield records
 
 
 def with_speedups(records: list[dict], path: str) -> list[dict]:
@@ -272,14 +280,15 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         if elapsed > options.budget:
             report["skipped"].append(str(case))
             continue
+        before, records = report["results"], []
         try:
-            records = run_case(case, dtype, limits, options, slow=case in main and elapsed < options.budget / 2)
+            for records in run_case(case, dtype, limits, options, case in main and elapsed < options.budget / 2):
+                report["results"] = before + records
+                save(report, options.json)
         except torch.OutOfMemoryError:  # float64 scores of one head, where the whole fits
             report["skipped"].append(f"{case}: no memory for the correctness gate")
             continue
         print_case(case, dtype, records)
-        report["results"] += records
-        save(report, options.json)
     if report["skipped"]:
         print(f"\nSkipped {len(report['skipped'])} cases for time or memory.")
     print_headline(report, ours(options.device), main)

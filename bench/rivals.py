@@ -31,23 +31,26 @@ class Rival:
 
 
 def rivals(device: torch.device, dtype: torch.dtype) -> list[Rival]:
-    """All paths to try on this device, ours last; those that cannot run say so when they are called."""
+    """All paths to try on this device; those that cannot run say so when they are called.
+
+    Ours comes first and what compiles for minutes last: a rival may end the process or outlast its limit.
+    """
     if device.type == "cpu":
         return [
-            Rival("naive", pisa_naive, forward_only=True),
-            _usual("usual", None),
             Rival("sdpa", functools.partial(pisa_attention, backend="sdpa")),
+            _usual("usual", None),
+            Rival("naive", pisa_naive, forward_only=True),
         ]
     half = dtype != torch.float32
     libraries = ("flash", "cudnn", "flash-attn 2", "flash-attn 4") if half else ("efficient",)
     return [
+        Rival("triton", functools.partial(pisa_attention, backend="triton")),
         *(_usual(f"usual, {kernel}", kernel) for kernel in libraries[:2]),
-        Rival("flex", flex, slow_start=True, compiled=True),
         *(
             Rival(f"partials, {kernel}", functools.partial(library_partials, kernel=kernel), compiled=True)
             for kernel in libraries
         ),
-        Rival("triton", functools.partial(pisa_attention, backend="triton")),
+        Rival("flex", flex, slow_start=True, compiled=True),
     ]
 
 

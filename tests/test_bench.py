@@ -1,6 +1,9 @@
 """The benchmarks run without a GPU as far as they can."""
 
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +38,8 @@ def test_a_compiled_rival_compiles_once(bench: None) -> None:
         return graph.forward
 
     case = attn.Case(1, 2, 8, 8, 8, num_heads=1)
-    usual = torch.compile(rivals.rivals(torch.device("cpu"), torch.float32)[1].attend, backend=backend)
+    found = {rival.name: rival.attend for rival in rivals.rivals(torch.device("cpu"), torch.float32)}
+    usual = torch.compile(found["usual"], backend=backend)
     rival = rivals.Rival("compiled", usual, compiled=True)
     assert attn.Gate(case, torch.float32, torch.device("cpu")).wrong(rival) is None
     once = len(compilations)
@@ -49,6 +53,33 @@ def test_whole_layers_agree(bench: None) -> None:
     case = attn.Case(2, 3, 8, 5, 8, num_heads=2, projections=True)
     inputs, _ = attn.inputs_of(case, torch.float64, torch.device("cpu"))
     paths = rivals.rivals(torch.device("cpu"), torch.float32)
-    naive, *others = (rivals.layer(rival, *inputs, num_heads=2, **case.options) for rival in paths)
+    first, *others = (rivals.layer(rival, *inputs, num_heads=2, **case.options) for rival in paths)
     for other in others:
-        torch.testing.assert_close(other, naive)
+        torch.testing.assert_close(other, first)
+
+
+def test_ours_is_timed_first_and_what_compiles_for_minutes_last(bench: None) -> None:
+    attn, rivals = importlib.import_module("attn"), importlib.import_module("rivals")
+    for device, dtype in (("cuda", torch.bfloat16), ("cuda", torch.float32), ("cpu", torch.float32)):
+        found = rivals.rivals(torch.device(device), dtype)
+        assert found[0].name == attn.ours(torch.device(device))
+        assert sorted(found, key=lambda rival: rival.slow_start) == found
+
+
+@pytest.mark.parametrize(("broken", "ended"), [("sys.exit(3)", False), ("os._exit(3)", True)])
+def test_a_rival_that_ends_the_process_costs_no_earlier_row(tmp_path: Path, broken: str, ended: bool) -> None:
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "bench")!r})
+import attn
+from rivals import Rival, rivals
+attn.rivals = lambda *x: [rivals(*x)[0], Rival("broken", lambda *_, **__: {broken}), rivals(*x)[1]]
+sys.exit(attn.main(["--device", "cpu", "--case", "1,2,8,8,8", "--seconds", "0.01", "--json", "x.json"]))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == (3 if ended else 0)
+    found = json.loads((tmp_path / "x.json").read_text())["results"]
+    timed = [row["path"] for row in found if "median_ms" in row]
+    assert timed == ["sdpa"] * 3 + ["usual"] * 3 * (not ended)
+    (reason,) = (row["not_timed"] for row in found if row["path"] == "broken")
+    assert reason == ("begun, and ended the process or was stopped" if ended else "cannot run: SystemExit: 3")
