@@ -1,12 +1,13 @@
 """Everything that needs a GPU, in stages of cases: `make gpu`, or `python bench/gpu.py --out DIR`.
 
-    python bench/gpu.py --out DIR --deadline 540            until all is done or time is up
-    python bench/gpu.py --out DIR --deadline 540 --resume   what is left of it, after whatever ended the first
+    python bench/gpu.py --deadline 530 --resume             what is left, until all is done or time is up
+    python bench/gpu.py --resume --copy $OUT/run.json       the result there, too, where only single files come back
     python bench/gpu.py --stages parity,attention           only these; --cases TEXT: only those named so
     python bench/gpu.py --dry-run --out DIR                 the same walk on a CPU: tiny shapes, Triton's interpreter
 
 Every case runs in a process and under a time limit of its own, so that a crash, or a memory fault that poisons its
-CUDA context, costs that case alone. `DIR/run.json` is the result and the state: it is written after every case.
+CUDA context, costs that case alone. `run.json` in the folder of --out is the whole result and the whole state: it is
+written after every case, and --resume needs nothing else. On another GPU the run starts anew beside what is known.
 Nothing is installed and no network is used; a stage whose packages are missing is skipped with the reason. Exit code 0
 when all is done and right, 1 when a case failed, 2 when nothing could be begun, 3 when cases are left.
 """
@@ -39,6 +40,7 @@ class Run:
     """One run: its options, its device and what is known so far, which is on disk after every change."""
 
     folder: Path
+    copy: Path | None
     device: Device
     deadline: float  # by time.monotonic
     environment: dict[str, str]  # of the cases' processes
@@ -66,9 +68,12 @@ class Run:
 
     def write(self) -> None:
         """The report to disk, whole or not at all."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.report, indent=1) + "\n")
-        temporary.replace(self.path)
+        text = json.dumps(self.report, indent=1) + "\n"
+        for path in filter(None, (self.path, self.copy)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.tmp")
+            temporary.write_text(text)
+            temporary.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("make gpu needs a CUDA device that torch can use, and this machine has none.", file=sys.stderr)
         print("Without one: make test, or python bench/gpu.py --dry-run.", file=sys.stderr)
         return 2
-    run = Run(options.out, device, start + options.deadline, environment)
+    run = Run(options.out, options.copy, device, start + options.deadline, environment)
     if why := begin(run, options):
         print(why, file=sys.stderr)
         return 2
@@ -96,10 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", "--output", type=Path, default=BENCH / "results" / "gpu", metavar="DIR")
+    parser.add_argument("--out", "--output", type=Path, default=ROOT / "build" / "gpu", metavar="DIR")
+    parser.add_argument("--copy", type=Path, metavar="FILE", help="write the whole result here, too, after every case")
     parser.add_argument("--stages", type=_stages, default=list(STAGES), metavar="A,B", help=", ".join(STAGES))
     parser.add_argument("--cases", default="", metavar="TEXT", help="only cases with this in their names")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR: what is done stays")
+    parser.add_argument("--resume", action="store_true", help="go on with a run in DIR: what is done stays")
     parser.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS", help="for the whole command")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
     options = parser.parse_args(arguments)
@@ -116,19 +122,12 @@ def _stages(text: str) -> list[str]:
 
 def begin(run: Run, options: argparse.Namespace) -> str | None:
     """Fill the report, from disk when it goes on; why it cannot."""
-    fresh = {"dry_run": options.dry_run, "device": run.device.name, "stages": {}}
-    if not options.resume:
-        if run.path.exists():
-            return f"{run.path} holds a run: go on with it by --resume, or give another --out"
-        run.report = fresh
-    elif not run.path.exists():
-        return f"{run.path} does not exist: there is no run to resume"
-    else:
-        run.report = json.loads(run.path.read_text())
-        for name in ("dry_run", "device"):
-            if run.report[name] != fresh[name]:
-                return f"the run in {run.path} has {name} {run.report[name]!r}, here it is {fresh[name]!r}"
-    (run.folder / "cases").mkdir(parents=True, exist_ok=True)
+    if run.path.exists() and not options.resume:
+        return f"{run.path} holds a run: go on with it by --resume, or give another --out"
+    found = json.loads(run.path.read_text()) if run.path.exists() else {"device": run.device.name, "stages": {}}
+    stages = found.get("other_devices", {}) | {found["device"]: found["stages"]}
+    here = stages.pop(run.device.name, {})
+    run.report = {"dry_run": options.dry_run, "device": run.device.name, "stages": here, "other_devices": stages}
     run.write()  # so that a run that is killed within its first case can be resumed
     return None
 
@@ -183,7 +182,7 @@ def run_case(run: Run, case: Case) -> None:
     if left < case.limit:
         run.record(case, status="left", summary=f"needs up to {case.limit} s, {max(left, 0):.0f} s were left")
         return
-    case.record.unlink(missing_ok=True) if not case.goes_on else None
+    restore(case, run.outcome(case).get("details"))
     start = time.monotonic()
     code, expired, tail = run_limited(run, case)
     if run.is_ending:
@@ -199,6 +198,15 @@ def run_case(run: Run, case: Case) -> None:
     if case.goes_on and outcome["status"] == "passed" and outcome.get("details", {}).get("left"):
         outcome["status"] = "left"
     run.record(case, **outcome)
+
+
+def restore(case: Case, details: dict | None) -> None:
+    """The record that a case begins with: none, or what it goes on with, also where the folder was lost since."""
+    case.record.parent.mkdir(parents=True, exist_ok=True)
+    if not case.goes_on:
+        case.record.unlink(missing_ok=True)
+    elif details and not case.record.exists():
+        case.record.write_text(json.dumps(details))
 
 
 def run_limited(run: Run, case: Case) -> tuple[int, bool, list[str]]:

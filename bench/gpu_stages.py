@@ -104,8 +104,9 @@ class Maker:
         return Case(self.stage, name, command, self.record(name), limit, **fields)
 
     def record(self, name: str) -> Path:
-        """The file for a case's own JSON."""
-        return self.folder / "cases" / f"{self.stage}-{''.join(x if x.isalnum() else '-' for x in name)}.json"
+        """The file for a case's own JSON; what goes on does so on the same GPU."""
+        words = (self.device.name, f"{self.stage}-{name}.json")
+        return self.folder.joinpath("cases", *("".join(x if x.isalnum() or x == "." else "-" for x in w) for w in words))
 
     @property
     def dry(self) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 DRY_RUN = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--dry-run"]
 GOOD, BAD = "print('fine')", "print('before'); import os; os.abort()"
+HAS_ONE_LEFT = """
+import json, pathlib, sys
+file = next(pathlib.Path(sys.argv[1]).rglob("two"))
+file.write_text(json.dumps({"left": json.loads(file.read_text())["left"] - 1}))
+"""
 HANGS = "print('begun', flush=True); import time; time.sleep(600)"
 
 
@@ -37,7 +43,7 @@ def start(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         def cases(stage: str, *_: object) -> list:
             record = tmp_path / "cases"
             return [
-                gpu.Case(stage, name, [sys.executable, "-c", program], record / name, limit, **fields)
+                gpu.Case(stage, name, [sys.executable, "-c", program, str(tmp_path)], record / name, limit, **fields)
                 for name, program in programs.items()
                 if stage == "parity"
             ]
@@ -110,6 +116,59 @@ def test_resume_repeats_nothing_and_no_run_is_overwritten(start: Callable, tmp_p
     assert code == 1  # a failure stands
     assert {name: again[name] for name in first} == first
     assert start({"once": GOOD})[0] == 2
+
+
+def test_resume_starts_a_run_where_there_is_none(start: Callable) -> None:
+    code, cases = start({"one": GOOD}, "--resume")
+    assert (code, cases["one"]["status"]) == (0, "passed")
+
+
+def test_a_copy_holds_everything_after_every_case_and_a_run_goes_on_from_it_alone(
+    start: Callable, tmp_path: Path
+) -> None:
+    back = tmp_path / "back" / "run.json"  # emptied before every command
+    record = f"import pathlib, shutil; shutil.copy({str(back)!r}, {str(tmp_path / 'seen')!r})"
+    step = f"{record}; pathlib.Path({str(tmp_path / 'cases' / 'two')!r}).write_text('{{\"left\": 1}}')"
+    code, _ = start({"one": GOOD, "two": step}, "--copy", str(back), goes_on=True)
+    assert code == 3
+    seen = json.loads((tmp_path / "seen").read_text())["stages"]["parity"]
+    assert seen["one"]["status"] == "passed"
+    assert json.loads(back.read_text()) == json.loads((tmp_path / "run.json").read_text())
+
+    copy = back.read_text()
+    shutil.rmtree(tmp_path / "cases")  # another machine, to which the copy was carried
+    shutil.rmtree(back.parent)
+    (tmp_path / "run.json").write_text(copy)
+    code, cases = start({"one": BAD, "two": HAS_ONE_LEFT}, "--resume", "--copy", str(back), goes_on=True)
+    assert (code, cases["two"]["status"]) == (0, "passed")
+    assert json.loads(back.read_text())["stages"]["parity"] == cases
+
+
+def test_another_gpu_starts_anew_beside_what_is_known(
+    gpu: ModuleType, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def device(name: str) -> None:
+        monkeypatch.setattr(gpu.Device, "find", lambda *_, **__: gpu.Device(name, "sm_90", is_dry=True))
+
+    device("H100")
+    _, first = start({"one": GOOD})
+    device("H200")
+    code, second = start({"one": BAD}, "--resume")
+    assert (code, second["one"]["status"]) == (1, "FAILED")
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert (report["device"], report["other_devices"]) == ("H200", {"H100": {"parity": first}})
+    device("H100")
+    code, again = start({"one": BAD}, "--resume")
+    assert (code, again) == (0, first)
+    assert json.loads((tmp_path / "run.json").read_text())["other_devices"] == {"H200": {"parity": second}}
+
+
+def test_what_goes_on_does_so_on_the_same_gpu(gpu: ModuleType, tmp_path: Path) -> None:
+    files = [
+        {case.record for case in gpu.cases_of("fuzz", gpu.Device(name, "sm_90"), tmp_path)}
+        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+    ]
+    assert not files[0] & files[1]
 
 
 def test_what_is_missing_is_skipped_with_its_reason(start: Callable) -> None:
