@@ -14,6 +14,7 @@ when all is done and right, 1 when a case failed, 2 when nothing could be begun,
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -93,8 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 2
     cases = [x for stage in options.stages for x in cases_of(stage, device, run.folder) if options.cases in x.name]
-    for stage in options.stages:
-        run_stage(run, [case for case in cases if case.stage == stage], 1 if options.dry_run else STAGES[stage])
+    for turn, stage in itertools.product(sorted({case.turn for case in cases}), options.stages):
+        stage_cases = [case for case in cases if (case.turn, case.stage) == (turn, stage)]
+        run_stage(run, stage_cases, 1 if options.dry_run else STAGES[stage])
     return conclude(run, cases)
 
 

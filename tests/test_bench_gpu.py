@@ -118,6 +118,19 @@ def test_resume_repeats_nothing_and_no_run_is_overwritten(start: Callable, tmp_p
     assert start({"once": GOOD})[0] == 2
 
 
+def test_a_later_turn_follows_all_stages_of_an_earlier_one(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ran = []
+    monkeypatch.setattr(gpu, "run_case", lambda run, case: ran.append((case.stage, case.turn)))
+    monkeypatch.setattr(gpu, "cases_of", lambda stage, *_: [
+        gpu.Case(stage, f"{turn}", ["true"], tmp_path / f"{stage}{turn}", 5, turn=turn) for turn in (1, 0)
+    ])  # fmt: skip
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--stages", "compile,parity"]) == 3
+    assert ran == [("parity", 0), ("compile", 0), ("parity", 1), ("compile", 1)]
+
+
 def test_resume_starts_a_run_where_there_is_none(start: Callable) -> None:
     code, cases = start({"one": GOOD}, "--resume")
     assert (code, cases["one"]["status"]) == (0, "passed")
@@ -201,7 +214,7 @@ def test_a_python_without_the_package_finds_it(gpu: ModuleType, tmp_path: Path) 
 
 
 def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tmp_path: Path) -> None:
-    command = [*DRY_RUN, "--out", str(tmp_path), "--stages", "attention,memcheck"]
+    command = [*DRY_RUN, "--out", str(tmp_path), "--stages", "memcheck,attention"]
     report = tmp_path / "run.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -215,14 +228,13 @@ def test_a_dry_run_killed_halfway_keeps_what_is_done_and_resume_runs_the_rest(tm
     running.kill()
     running.wait()
     kept = json.loads(report.read_text())["stages"]
-    assert list(kept) == ["attention"]
+    assert list(kept["memcheck"]) == ["memcheck"]
     result = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     stages = json.loads(report.read_text())["stages"]
-    assert stages["attention"] == kept["attention"]
-    assert {case["status"] for case in stages["memcheck"].values()} == {"passed"}
+    assert stages["memcheck"]["memcheck"] == kept["memcheck"]["memcheck"]
     lines = [line for line in result.stdout.splitlines() if line.startswith("passed")]
-    assert [line.split(": ")[1].split()[0] for line in lines] == ["memcheck", "racecheck"]
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["racecheck", "1,2,16,16,16"]
     (attention,) = stages["attention"].values()
     assert {r["path"] for r in attention["details"]["results"] if r["median_ms"] > 0} == {"naive", "usual", "sdpa"}
 

@@ -21,6 +21,30 @@ def cases_of(stages: ModuleType, stage: str) -> list:
     return stages.cases_of(stage, stages.Device("H100", "sm_90"), Path("out"))
 
 
+def rounds(stages: ModuleType) -> list[tuple[int, str, float]]:
+    """Turn, stage and the most seconds that its cases take side by side, in the order in which a run takes them."""
+    found = []
+    for turn in range(3):
+        for stage, workers in stages.STAGES.items():
+            limits = [case.limit for case in cases_of(stages, stage) if case.turn == turn]
+            longest = sum(max(limits[first : first + workers]) for first in range(0, len(limits), workers))
+            found += [(turn, stage, longest)] if limits else []
+    return found
+
+
+def test_what_is_worth_most_comes_first_and_fits_the_time_of_a_lent_gpu(stages: ModuleType) -> None:
+    found = rounds(stages)
+    order = [(turn, stage) for turn, stage, _ in found]
+    assert order[:4] == [(0, "parity"), (0, "features"), (0, "memcheck"), (0, "attention")]
+    assert order.index((0, "tune")) < order.index((0, "fuzz")) < order.index((2, "attention"))
+    assert order[-1] == (2, "compile")
+    # If every case took all of its limit, the layers that the README quotes would still be measured.
+    assert sum(seconds for _, _, seconds in found[:4]) <= 1700
+    first = [case for stage in ("parity", "attention") for case in cases_of(stages, stage) if case.turn == 0]
+    shapes = {f"2,16,{tokens},{tokens},{head_dim}" for tokens, head_dim in stages.LAYERS}
+    assert {word for case in first for word in case.command if word.startswith("2,16,")} == shapes
+
+
 def test_what_torch_itself_asks_in_vain_of_the_driver_is_no_finding(
     stages: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
