@@ -5,15 +5,18 @@ CPU.
 """
 
 import argparse
+import json
+import math
 import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import torch
-from attn import DTYPES, Case, Gate, draw
+from attn import DTYPES, Case, Gate, draw, save
 from fuzz import NAMES, Video
 from gpu_stages import FEATURES, HELD_SEEDS, KERNELS
 from rivals import Rival
@@ -30,6 +33,7 @@ from videomaker.kernels.accuracy import (
     relative_error,
 )
 from videomaker.kernels.pisa import autotune
+from videomaker.kernels.pisa.configs import Config, tuning_file
 from videomaker.kernels.pisa.naive import pisa_naive
 from videomaker.kernels.pisa.op import pisa_triton
 
@@ -40,6 +44,8 @@ FUZZ_KERNELS = [
     *((head_dim, "float16") for head_dim in (37, 64, 160)),
     *((head_dim, "float32") for head_dim in (24, 40, 80, 100)),
 ]
+
+TUNE_STEP = 16  # candidates that are compiled side by side, checked and timed before the best is stored
 
 
 def pisa(options: argparse.Namespace) -> list[str]:
@@ -263,16 +269,37 @@ def small(options: argparse.Namespace) -> list[str]:
 
 
 def tune(options: argparse.Namespace) -> list[str]:
-    """One kernel on one shape; what is found goes where XDG_CACHE_HOME says."""
+    """One kernel on one shape, some candidates at a time; the best so far goes where XDG_CACHE_HOME says.
+
+    Time that is up, or a kill, costs one step: the record says where the next run goes on.
+    """
+    start, step = time.monotonic(), 1 if options.dry_run else TUNE_STEP
     if options.dry_run:  # nothing to measure without a GPU: two candidates by the clock
-        every = autotune.candidates
-        autotune.candidates = lambda *kernel: list(every(*kernel))[:2]
         autotune._median_seconds = _seconds_once
     case, dtype = options.case, torch.float16 if options.dry_run else torch.bfloat16
     q, k, v, _ = draw(case, dtype, options.device)
-    found = autotune.autotune(pisa_triton, q, k, v, kernels=[options.kernel], **case.options)
-    print(f"{options.kernel}, {case}: {found.get(options.kernel)}")
-    return [] if options.kernel in found else [f"{options.kernel}: no candidate is exact"]
+    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    progress = {"kernel": options.kernel, "tried": 0, "left": math.inf, "best": None, "configs": {}} | known
+    every = autotune.candidates
+    autotune.candidates = lambda *arguments: _some_candidates(list(every(*arguments)), progress, step, options)
+    while progress["left"]:
+        found = autotune.autotune(pisa_triton, q, k, v, kernels=[options.kernel], **case.options)
+        progress["best"] = asdict(found[options.kernel]) if options.kernel in found else None
+        progress["tried"] += step
+        progress["configs"] = json.loads(tuning_file().read_text()) if tuning_file().exists() else {}
+        save(progress, options.json)
+        if time.monotonic() - start > options.seconds:
+            break
+    print(f"{options.kernel}, {case}: {progress['best']}, {progress['left']} candidates left")
+    return [] if progress["best"] or progress["left"] else [f"{options.kernel}: no candidate is exact"]
+
+
+def _some_candidates(every: list[Config], progress: dict, step: int, options: argparse.Namespace) -> list[Config]:
+    """The best so far, which is timed again beside the next ones, and those."""
+    every = every[:2] if options.dry_run else every
+    progress["left"] = max(0, len(every) - progress["tried"] - step)
+    best = [Config(**progress["best"])] if progress["best"] else []
+    return list(dict.fromkeys(best + every[progress["tried"] :][:step]))
 
 
 def _seconds_once(problem: object, kernel: str, config: object) -> float:
@@ -297,6 +324,8 @@ def main() -> int:
     parser.add_argument("--kernel", choices=KERNELS, default="forward")
     parser.add_argument("--first", type=int, default=0, help="seed of the random shapes")
     parser.add_argument("--count", type=int, default=200, help="of random shapes")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more candidates are tried")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what is known of the candidates; goes on")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU; needs TRITON_INTERPRET=1")
     options = parser.parse_args()
     options.device = torch.device("cpu" if options.dry_run else "cuda:0")

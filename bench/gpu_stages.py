@@ -35,6 +35,8 @@ MORE_CASES = (
     *("1,1,1024,1024,80", "1,16,2304,2304,40", "1,16,1024,1024,64", "1,16,1024,1024,128"),
 )
 SEEDS, HELD_SEEDS = 48, 12  # of a case of the fuzz; in a row that share their kernels, for compiling takes the time
+TUNED = "tuned"  # folder of what the tuner found, in the run's
+ANSWER = 120  # seconds until a GPU that says nothing is taken for none
 LAST_STEP = 50  # seconds that importing torch and a step begun in time may take beside four others
 DRY_RUN_LIMIT = 900  # the interpreter is slow, and so are the machines of a CI
 
@@ -55,11 +57,16 @@ class Device:
             return cls("dry run", "sm_90", is_dry=True)
         code = (
             "import torch; c = torch.cuda\n"
-            "if c.is_available(): print(c.get_device_name(), *c.get_device_capability(), c.device_count(), sep='|')"
+            "if c.is_available() and torch.ones(1, device='cuda').item():\n"
+            "    print(c.get_device_name(), *c.get_device_capability(), c.device_count(), sep='|')"
         )
-        found = subprocess.run(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, env=environment
-        )
+        command = [sys.executable, "-c", code]
+        try:
+            found = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=False, env=environment, timeout=ANSWER
+            )
+        except subprocess.TimeoutExpired:
+            return None
         name, *numbers = found.stdout.strip().rpartition("\n")[2].split("|")
         return cls(name, f"sm_{numbers[0]}{numbers[1]}", count=int(numbers[2])) if name else None
 
@@ -76,6 +83,7 @@ class Case:
     missing: str | None = None
     turn: int = 0  # 0: what the README quotes and what it stands on, 1: other shapes, 2: more of the same
     goes_on: bool = False  # its record is also its state, whose "left" counts what the next command has to do
+    after: tuple[str, ...] = ()  # cases of the same stage whose results it needs
     variables: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -195,14 +203,18 @@ class Maker:
 
     def tune(self) -> Iterator[Case]:
         """The fastest exact configuration of each kernel, then the times with it; kept in the run's folder."""
-        variables = {"XDG_CACHE_HOME": str(self.folder / "tuned")}
+        variables = {"XDG_CACHE_HOME": str(self.folder / TUNED)}
         shapes = ["1,2,9,9,16"] if self.device.is_dry else [f"2,16,{n},{n},{d}" for n, d in LAYERS[:3]]
-        for shape in shapes:
-            for kernel in KERNELS[: 1 if self.device.is_dry else None]:
-                arguments = ("--case", shape, "--kernel", kernel)
-                yield self.check(f"{kernel}, {shape}", "tune", *arguments, limit=240, variables=variables)
-        for shape in shapes[: 0 if self.device.is_dry else None]:
-            yield self._attention(shape, 240, "tuned ", variables=variables)
+        for turn, shape in enumerate(shapes):
+            usual = {"turn": min(turn, 1), "variables": variables}
+            names = {kernel: f"{kernel}, {shape}" for kernel in KERNELS[: 1 if self.device.is_dry else None]}
+            for kernel, name in names.items():
+                arguments = ("--case", shape, "--kernel", kernel, "--json", str(self.record(name)))
+                # The forward of training has the tiles of the forward.
+                after = (names["forward"],) if kernel == "forward_training" else ()
+                yield self.check(name, "tune", *arguments, limit=240, goes_on=True, after=after, **usual)
+            if not self.device.is_dry:
+                yield self._attention(shape, 180, "tuned ", after=tuple(names.values()), **usual)
 
     def inference(self) -> Iterator[Case]:
         """A video of Stable Diffusion 1.5 at full size with random weights: ours, the usual attention, plain."""

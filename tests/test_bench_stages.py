@@ -1,6 +1,10 @@
 """The cases of `make gpu`: what comes first, what fits the time of a lent GPU, and what is compiled again and again."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -69,3 +73,46 @@ def test_the_random_shapes_of_a_case_share_their_kernels(stages: ModuleType) -> 
     for case in cases:
         assert case.command[case.command.index("--hold") + 1] == "12"
         assert int(case.command[case.command.index("--first") + 1]) % 12 == 0
+
+
+def test_the_tuner_stores_its_best_after_every_step_and_goes_on(stages: ModuleType, tmp_path: Path) -> None:
+    def tune(*options: str) -> dict:
+        script = [sys.executable, str(ROOT / "bench" / "gpu_checks.py"), "tune", "--case", "1,2,9,9,16", "--dry-run"]
+        variables = {"TRITON_INTERPRET": "1", "XDG_CACHE_HOME": str(tmp_path)}
+        command = [*script, "--json", str(tmp_path / "x.json"), *options]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "x.json").read_text())
+
+    first = tune("--seconds", "0")
+    assert (first["tried"], first["left"]) == (1, 1)
+    (key,) = first["configs"]
+    assert first["configs"][key] == first["best"]
+    second = tune()
+    assert (second["tried"], second["left"]) == (2, 0)
+    assert json.loads((tmp_path / "videomaker" / "pisa-configs.json").read_text()) == {key: second["best"]}
+
+
+def test_the_tuner_s_candidates_are_all_tried_beside_the_best_so_far(
+    stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = importlib.import_module("gpu_checks")
+    every = [checks.Config(64, 64, num_stages=stages) for stages in range(40)]
+    progress, options, seen = {"tried": 0, "best": None}, checks.argparse.Namespace(dry_run=False), []
+    while progress.get("left", 1):
+        found = checks._some_candidates(every, progress, 16, options)
+        assert not seen or found[0] == best
+        seen += found
+        best = found[3]
+        progress |= {"tried": progress["tried"] + 16, "best": checks.asdict(best)}
+    assert set(seen) == set(every)
+    assert len(seen) == len(every) + 2
+
+
+def test_times_with_what_was_tuned_wait_for_the_tuner(stages: ModuleType) -> None:
+    cases = cases_of(stages, "tune")
+    tuned = [case for case in cases if case.name.startswith("tuned")]
+    assert [len(case.after) for case in tuned] == [4] * 3
+    names = [case.name for case in cases]
+    assert all(names.index(name) < names.index(case.name) for case in cases for name in case.after)
+    assert all(case.after for case in cases if case.name.startswith("forward_training"))
