@@ -8,8 +8,10 @@
 Every case runs in a process and under a time limit of its own, so that a crash, or a memory fault that poisons its
 CUDA context, costs that case alone. `run.json` in the folder of --out is the whole result and the whole state: it is
 written after every case, and --resume needs nothing else. On another GPU the run starts anew beside what is known.
-Nothing is installed and no network is used; a stage whose packages are missing is skipped with the reason. Exit code 0
-when all is done and right, 1 when a case failed, 2 when nothing could be begun, 3 when cases are left.
+Nothing is installed and no network is used; a stage whose packages are missing is skipped with the reason. A case that
+is stopped at its limit is tried once more by --resume, when what it compiled is known; one that failed by --again.
+Exit code 0 when all is done and right, 3 when cases are left for --resume, failures or not, 1 when none is left and one
+failed, 2 when nothing could be begun.
 """
 
 import argparse
@@ -28,12 +30,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_stages import STAGES, Case, Device, cases_of
+from gpu_stages import STAGES, TUNED, Case, Device, cases_of
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 LIBC = ctypes.CDLL(None)
-DONE = ("passed", "FAILED")  # other outcomes, such as "cut" by the deadline, are tried again by --resume
+DONE = ("passed", "FAILED")  # other outcomes are tried again by --resume
+LAST_WORDS = 20  # seconds
+LEFT = ("left", "stopped")
 
 
 @dataclass
@@ -58,6 +62,10 @@ class Run:
     def outcome(self, case: Case) -> dict:
         """What is known of a case."""
         return self.report["stages"].get(case.stage, {}).get(case.name, {})
+
+    def is_done(self, stage: str, name: str) -> bool:
+        """Whether nothing of a case is left."""
+        return self.report["stages"].get(stage, {}).get(name, {}).get("status") in DONE
 
     def record(self, case: Case, **outcome: object) -> None:
         """Keep a case's outcome and say it."""
@@ -94,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 2
     cases = [x for stage in options.stages for x in cases_of(stage, device, run.folder) if options.cases in x.name]
+    if options.again:
+        forget_failures(run, cases)
     for turn, stage in itertools.product(sorted({case.turn for case in cases}), options.stages):
         stage_cases = [case for case in cases if (case.turn, case.stage) == (turn, stage)]
         run_stage(run, stage_cases, 1 if options.dry_run else STAGES[stage])
@@ -108,6 +118,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", type=_stages, default=list(STAGES), metavar="A,B", help=", ".join(STAGES))
     parser.add_argument("--cases", default="", metavar="TEXT", help="only cases with this in their names")
     parser.add_argument("--resume", action="store_true", help="go on with a run in DIR: what is done stays")
+    parser.add_argument("--again", action="store_true", help="with --resume: what failed, too, as after a mend")
     parser.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS", help="for the whole command")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
     options = parser.parse_args(arguments)
@@ -130,8 +141,17 @@ def begin(run: Run, options: argparse.Namespace) -> str | None:
     stages = found.get("other_devices", {}) | {found["device"]: found["stages"]}
     here = stages.pop(run.device.name, {})
     run.report = {"dry_run": options.dry_run, "device": run.device.name, "stages": here, "other_devices": stages}
+    restore_tuned(run)
     run.write()  # so that a run that is killed within its first case can be resumed
     return None
+
+
+def forget_failures(run: Run, cases: list[Case]) -> None:
+    """Failed cases are tried again from their beginning."""
+    for case in cases:
+        if run.outcome(case).get("status") == "FAILED":
+            del run.report["stages"][case.stage][case.name]
+            case.record.unlink(missing_ok=True)
 
 
 def cases_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -161,7 +181,8 @@ def lay_out(place: Path) -> Path:
 
 def run_stage(run: Run, cases: list[Case], workers: int) -> None:
     """The cases that are not done yet; several at a time where nothing is timed, for compiling keeps a core busy."""
-    left = [case for case in cases if run.outcome(case).get("status") not in DONE]
+    left = [case for case in cases if not run.is_done(case.stage, case.name)]
+    left.sort(key=lambda case: "stops" in run.outcome(case))  # what was stopped may be again
     with ThreadPoolExecutor(workers) as pool:
         try:
             for done in [pool.submit(run_case, run, case) for case in left]:
@@ -181,25 +202,40 @@ def run_case(run: Run, case: Case) -> None:
         run.record(case, status="skipped", summary=case.missing)
         return
     left = run.deadline - time.monotonic()
-    if left < case.limit:
-        run.record(case, status="left", summary=f"needs up to {case.limit} s, {max(left, 0):.0f} s were left")
+    waits = [name for name in case.after if not run.is_done(case.stage, name)]
+    if waits or left < case.limit:
+        why = f"after {waits[0]}" if waits else f"needs up to {case.limit} s, {max(left, 0):.0f} s were left"
+        run.record(case, **run.outcome(case) | {"status": "left", "summary": why})
         return
     restore(case, run.outcome(case).get("details"))
     start = time.monotonic()
     code, expired, tail = run_limited(run, case)
     if run.is_ending:
         return
+    outcome = judge(case, code, expired, tail, was_stopped="stops" in run.outcome(case))
+    outcome["seconds"] = round(time.monotonic() - start, 1)
+    run.record(case, **outcome)
+    # A GPU that is gone fails every case that comes, and failures stand.
+    if code != 0 and not run.device.is_dry and Device.find(run.environment, dry_run=False) is None:
+        run.is_ending = True
+        again = {} if outcome.get("stops", 0) > 1 else {"status": "stopped", "stops": 1}
+        run.record(case, **outcome | again | {"summary": f"the GPU does not answer any more: {outcome['summary']}"})
+
+
+def judge(case: Case, code: int, expired: bool, tail: list[str], *, was_stopped: bool) -> dict:
+    """The outcome of a case that was run; stopped once, it is tried again."""
     summary = next((line for line in reversed(tail) if line.strip()), "")
-    outcome = {"status": "passed", "seconds": round(time.monotonic() - start, 1), "summary": summary}
+    outcome = {"status": "passed", "summary": summary}
     if code != 0:
         why = f"stopped at the limit of {case.limit} s" if expired else f"exit code {code}"
-        outcome |= {"status": "FAILED", "summary": f"{why}: {summary}", "output": tail}
+        outcome = {"status": "FAILED", "summary": f"{why}: {summary}", "output": tail}
+        outcome |= {"stops": 2} if was_stopped else {"status": "stopped", "stops": 1} if expired else {}
     if case.record.exists():
         with suppress(ValueError):  # cut in the middle by the limit
             outcome["details"] = json.loads(case.record.read_text())
-    if case.goes_on and outcome["status"] == "passed" and outcome.get("details", {}).get("left"):
+    if case.goes_on and code == 0 and outcome.get("details", {}).get("left"):
         outcome["status"] = "left"
-    run.record(case, **outcome)
+    return outcome
 
 
 def restore(case: Case, details: dict | None) -> None:
@@ -209,6 +245,16 @@ def restore(case: Case, details: dict | None) -> None:
         case.record.unlink(missing_ok=True)
     elif details and not case.record.exists():
         case.record.write_text(json.dumps(details))
+
+
+def restore_tuned(run: Run) -> None:
+    """The tuner's table from what its cases say of it, where the folder was lost since."""
+    details = [outcome.get("details", {}) for outcome in run.report["stages"].get("tune", {}).values()]
+    configs = {key: config for each in details for key, config in each.get("configs", {}).items()}
+    path = run.folder / TUNED / "videomaker" / "pisa-configs.json"  # below $XDG_CACHE_HOME, as the kernels have it
+    if configs and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(configs))
 
 
 def run_limited(run: Run, case: Case) -> tuple[int, bool, list[str]]:
@@ -225,22 +271,29 @@ def run_limited(run: Run, case: Case) -> tuple[int, bool, list[str]]:
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
-    expired = threading.Event()
     run.processes.add(process)
-    timer = threading.Timer(case.limit, lambda: (expired.set(), kill(process)))
-    timer.daemon = True
-    timer.start()
     tail: deque[str] = deque(maxlen=40)
+    reader = threading.Thread(target=read_lines, args=(process, tail), daemon=True)
+    reader.start()
+    expired = False
     try:
-        for line in process.stdout or ():
-            if not line.startswith('{"'):  # a report, which is in its record
-                tail.append(line.rstrip()[:500])
-        code = process.wait()
+        process.wait(case.limit)
+    except subprocess.TimeoutExpired:
+        expired = True
     finally:
-        timer.cancel()
         kill(process)
         run.processes.discard(process)
-    return code, expired.is_set(), list(tail)
+    with suppress(subprocess.TimeoutExpired):  # one that hangs in the driver outlives its kill
+        process.wait(LAST_WORDS)
+    reader.join(LAST_WORDS)
+    return -signal.SIGKILL if process.returncode is None else process.returncode, expired, list(tail)
+
+
+def read_lines(process: subprocess.Popen, tail: deque[str]) -> None:
+    """Keep the last lines that a process prints."""
+    for line in process.stdout or ():
+        if not line.startswith('{"'):  # a report, which is in its record
+            tail.append(line.rstrip()[:500])
 
 
 def die_with_parent() -> None:
@@ -265,9 +318,9 @@ def conclude(run: Run, cases: list[Case]) -> int:
             if case.stage == stage:
                 counts[status] = counts.get(status, 0) + 1
         print(f"{stage:<11}{', '.join(f'{count} {status}' for status, count in counts.items())}")
-    if "FAILED" in found.values():
-        return 1
-    return 3 if "left" in found.values() else 0
+    if any(status in LEFT for status in found.values()):
+        return 3
+    return int("FAILED" in found.values())
 
 
 if __name__ == "__main__":

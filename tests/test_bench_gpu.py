@@ -39,11 +39,16 @@ def start(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     """Runs `main` over programs in place of the stages' cases; exit code and report."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
-    def run(programs: dict[str, str], *options: str, limit: int = 60, **fields: object) -> tuple[int, dict]:
+    def run(
+        programs: dict[str, str], *options: str, limit: int = 60, after: dict | None = None, **fields: object
+    ) -> tuple[int, dict]:
         def cases(stage: str, *_: object) -> list:
             record = tmp_path / "cases"
             return [
-                gpu.Case(stage, name, [sys.executable, "-c", program, str(tmp_path)], record / name, limit, **fields)
+                gpu.Case(
+                    stage, name, [sys.executable, "-c", program, str(tmp_path)], record / name, limit,
+                    after=(after or {}).get(name, ()), **fields,
+                )
                 for name, program in programs.items()
                 if stage == "parity"
             ]
@@ -66,10 +71,58 @@ def test_without_a_gpu_make_gpu_says_so(tmp_path: Path) -> None:
 
 def test_a_case_that_fails_or_hangs_leaves_the_others(start: Callable) -> None:
     code, cases = start({"bad": BAD, "hangs": HANGS, "good": GOOD}, limit=5)
-    assert code == 1
-    assert [case["status"] for case in cases.values()] == ["FAILED", "FAILED", "passed"]
+    assert code == 3  # although one failed
+    assert [case["status"] for case in cases.values()] == ["FAILED", "stopped", "passed"]
     assert cases["bad"]["output"] == ["before"]
     assert cases["hangs"]["summary"] == "stopped at the limit of 5 s: begun"
+
+
+@pytest.mark.parametrize(("again", "code", "status"), [(GOOD, 0, "passed"), (HANGS, 1, "FAILED")])
+def test_what_was_stopped_is_tried_once_more_and_last(start: Callable, again: str, code: int, status: str) -> None:
+    start({"hangs": HANGS}, limit=5)
+    found, cases = start({"hangs": again, "other": GOOD}, "--resume", limit=5)
+    assert (found, cases["hangs"]["status"], list(cases)) == (code, status, ["hangs", "other"])
+    found, after = start({"hangs": BAD, "other": BAD}, "--resume", limit=5)
+    assert (found, after) == (code, cases)
+
+
+def test_what_was_known_of_a_case_stays_when_there_is_no_time_for_it(start: Callable, tmp_path: Path) -> None:
+    step = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).write_text('{{\"left\": 5}}')"
+    start({"one": step}, goes_on=True)
+    code, cases = start({"one": step}, "--resume", "--deadline", "30", goes_on=True)
+    assert (code, cases["one"]["status"], cases["one"]["details"]) == (3, "left", {"left": 5})
+
+
+def test_a_failure_stands_until_it_is_tried_again(start: Callable, tmp_path: Path) -> None:
+    fails = f"import pathlib, sys; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).open('x').write('{{}}'); sys.exit(1)"
+    assert start({"one": fails, "two": GOOD}, goes_on=True)[0] == 1
+    assert start({"one": GOOD, "two": BAD}, "--resume", goes_on=True)[0] == 1
+    once = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).open('x').write('{{\"left\": 0}}')"
+    code, cases = start({"one": once, "two": BAD}, "--resume", "--again", goes_on=True)
+    assert (code, cases["one"]["details"], cases["two"]["status"]) == (0, {"left": 0}, "passed")
+
+
+def test_a_case_waits_for_those_whose_results_it_needs(start: Callable, tmp_path: Path) -> None:
+    step = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).write_text('{{\"left\": LEFT}}')"
+    fields = {"goes_on": True, "after": {"two": ("one",)}}
+    code, cases = start({"one": step.replace("LEFT", "1"), "two": GOOD}, **fields)
+    assert (code, cases["two"]) == (3, {"status": "left", "summary": "after one"})
+    code, cases = start({"one": step.replace("LEFT", "0"), "two": GOOD}, "--resume", **fields)
+    assert (code, cases["two"]["status"]) == (0, "passed")
+
+
+def test_a_gpu_that_is_gone_ends_the_run_and_fails_nothing(
+    gpu: ModuleType, start: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h100 = gpu.Device("H100", "sm_90")
+    found = iter([h100, None, h100, None, h100])
+    monkeypatch.setattr(gpu.Device, "find", lambda *_, **__: next(found))
+    programs = {"one": GOOD, "two": BAD, "three": GOOD}
+    code, cases = start(programs)
+    assert (code, list(cases), cases["two"]["status"]) == (3, ["one", "two"], "stopped")
+    assert "does not answer" in cases["two"]["summary"]
+    code, cases = start(programs, "--resume")  # the last of them now, and again
+    assert (code, cases["three"]["status"], cases["two"]["status"]) == (1, "passed", "FAILED")
 
 
 def test_what_does_not_fit_before_the_deadline_is_left_for_the_next_command(start: Callable) -> None:
@@ -155,6 +208,21 @@ def test_a_copy_holds_everything_after_every_case_and_a_run_goes_on_from_it_alon
     code, cases = start({"one": BAD, "two": HAS_ONE_LEFT}, "--resume", "--copy", str(back), goes_on=True)
     assert (code, cases["two"]["status"]) == (0, "passed")
     assert json.loads(back.read_text())["stages"]["parity"] == cases
+
+
+def test_what_was_tuned_comes_back_from_the_result(gpu: ModuleType, start: Callable, tmp_path: Path) -> None:
+    start({"one": GOOD})
+    report = json.loads((tmp_path / "run.json").read_text())
+    tuned = [{"details": {"configs": {"a": {"block_q": 1}}}}, {"details": {"configs": {"b": {"block_q": 2}}}}, {}]
+    report["stages"]["tune"] = {f"{place}": outcome for place, outcome in enumerate(tuned)}
+    (tmp_path / "run.json").write_text(json.dumps(report))
+    start({"one": GOOD}, "--resume")
+    stages = importlib.import_module("gpu_stages")
+    environment = stages.cases_of("tune", gpu.Device("H100", "sm_90"), tmp_path)[0].variables
+    code = "from videomaker.kernels.pisa import configs; print(configs.tuning_file().read_text())"
+    command = [sys.executable, "-P", "-c", code]
+    found = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == {"a": {"block_q": 1}, "b": {"block_q": 2}}
 
 
 def test_another_gpu_starts_anew_beside_what_is_known(
