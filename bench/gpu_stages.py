@@ -1,6 +1,7 @@
 """What `make gpu` runs: the cases of every stage, each a command with a time limit; nothing here needs torch."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,8 @@ class Maker:
 
     def record(self, name: str) -> Path:
         """The file for a case's own JSON; what goes on does so on the same GPU."""
-        words = (self.device.name, f"{self.stage}-{name}.json")
-        return self.folder.joinpath("cases", *("".join(x if x.isalnum() or x == "." else "-" for x in w) for w in words))
+        device, case = (re.sub("[^0-9A-Za-z]", "-", text) for text in (self.device.name, f"{self.stage}-{name}"))
+        return self.folder / "cases" / device / f"{case}.json"
 
     @property
     def dry(self) -> list[str]:
@@ -132,11 +133,10 @@ class Maker:
         front_end = ("--front-end", "--arch", self.device.chip)
         yield self.script("front end", "static.py", *front_end, limit=120, turn=2)
         for head_dim in ("40", "80", "160", "64", "128"):
-            usual = ("--layout", "separate", "--mode", "pisa", "reference", "--output", str(self.folder))
-            yield self.script(
-                f"machine code, D = {head_dim}", "static.py", "--arch", self.device.chip, "--head-dim", head_dim,
-                *usual, limit=150, turn=2,
-            )  # fmt: skip
+            name = f"machine code, D = {head_dim}"
+            usual = ("--layout", "separate", "--mode", "pisa", "reference", "--output", str(self.record(name)))
+            kernels = ("--arch", self.device.chip, "--head-dim", head_dim)
+            yield self.script(name, "static.py", *kernels, *usual, limit=150, turn=2)
 
     def parity(self) -> Iterator[Case]:
         """Against float64: layers of SD 1.5 and odd sizes, every dtype, PISA and reference attention; the tests."""

@@ -247,10 +247,11 @@ def jobs(options: argparse.Namespace) -> list[tuple[Chip, Variant]]:
 
 
 class Results:
-    """What is known of every variant: `static-<Triton's version>.json` and `.md` in a folder, or memory alone."""
+    """What is known of every variant, in a file of JSON and one of Markdown beside it, or in memory alone."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.path = folder and folder / f"static-{triton.__version__}.json"
+    def __init__(self, output: Path | None) -> None:
+        is_file = output is not None and output.suffix == ".json"
+        self.path = output if is_file else output and output / f"static-{triton.__version__}.json"
         self.reports: list[Report] = []
         self.sources = sources_digest()
         if self.path and self.path.exists():
@@ -298,7 +299,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--most", type=int, metavar="COUNT", help="at most so many variants for --front-end")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes side by side")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep static-VERSION.md and .json there")
+    parser.add_argument("--output", type=Path, metavar="FOLDER",
+                        help="keep static-VERSION.md and .json there; or FILE.json")  # fmt: skip
     return parser.parse_args()
 
 

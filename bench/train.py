@@ -34,6 +34,7 @@ from videomaker.train.recompute import MODES, Mode
 from videomaker.train.step import Draws, draw
 
 from videomaker import VideoMakerPipeline, default_model_path
+from videomaker.files import atomic_path
 
 GIB = 2**30
 # The two paths add in another order; a loss is a mean over very many elements, so far less of it is rounding.
@@ -210,6 +211,7 @@ def run(options: argparse.Namespace) -> dict:
     device = start_distributed()
     shape = Shape(options.batch, options.frames, options.size or _native_size(options))
     limit = Limits.of(device, DTYPES[options.precision])
+    header = environment(device) | {"model": str(options.model), "precision": options.precision}
     records = []
     for case in (Case(attention, mode) for mode in reversed(MODES) for attention in ("fused", "usual")):
         record = run_case(options, case, shape, device)
@@ -219,8 +221,8 @@ def run(options: argparse.Namespace) -> dict:
             record["share_of_limit"] = record["tflops"] / limit.matrix_tflops
         records.append(record)
         print(_row(record), flush=True)
+        _write({"environment": header, "cases": records}, options.json)  # an end before the last loses nothing
     check(records, options.precision)
-    header = environment(device) | {"model": str(options.model), "precision": options.precision}
     return {
         "environment": header,
         "limit_tflops": limit.matrix_tflops,
@@ -319,12 +321,15 @@ def main(arguments: list[str] | None = None) -> int:
             f"fused against usual attention, checkpointing {ratio['checkpointing']}: "
             f"{ratio['speedup']:.2f}x the speed, {ratio['memory']:.2f}x the memory"
         )
-    line = json.dumps(report)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(line + "\n")
-    print(line)
+    _write(report, options.json)
+    print(json.dumps(report))
     return 0
+
+
+def _write(report: dict, path: Path | None) -> None:
+    if path:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,15 +40,13 @@ def start(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def run(
-        programs: dict[str, str], *options: str, limit: int = 60, after: dict | None = None, **fields: object
+        programs: dict[str, str], *options: str, limit: int = 60, own: dict[str, dict] | None = None, **fields: object
     ) -> tuple[int, dict]:
         def cases(stage: str, *_: object) -> list:
-            record = tmp_path / "cases"
+            records, python = tmp_path / "cases", [sys.executable, "-c"]
+            of_case = {name: fields | (own or {}).get(name, {}) for name in programs}
             return [
-                gpu.Case(
-                    stage, name, [sys.executable, "-c", program, str(tmp_path)], record / name, limit,
-                    after=(after or {}).get(name, ()), **fields,
-                )
+                gpu.Case(stage, name, [*python, program, str(tmp_path)], records / name, limit, **of_case[name])
                 for name, program in programs.items()
                 if stage == "parity"
             ]
@@ -94,17 +92,18 @@ def test_what_was_known_of_a_case_stays_when_there_is_no_time_for_it(start: Call
 
 
 def test_a_failure_stands_until_it_is_tried_again(start: Callable, tmp_path: Path) -> None:
-    fails = f"import pathlib, sys; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).open('x').write('{{}}'); sys.exit(1)"
+    record = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).open('x').write"
+    fails = f"{record}('{{}}'); exit(1)"
     assert start({"one": fails, "two": GOOD}, goes_on=True)[0] == 1
     assert start({"one": GOOD, "two": BAD}, "--resume", goes_on=True)[0] == 1
-    once = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).open('x').write('{{\"left\": 0}}')"
+    once = f"{record}('{{\"left\": 0}}')"
     code, cases = start({"one": once, "two": BAD}, "--resume", "--again", goes_on=True)
     assert (code, cases["one"]["details"], cases["two"]["status"]) == (0, {"left": 0}, "passed")
 
 
 def test_a_case_waits_for_those_whose_results_it_needs(start: Callable, tmp_path: Path) -> None:
     step = f"import pathlib; pathlib.Path({str(tmp_path / 'cases' / 'one')!r}).write_text('{{\"left\": LEFT}}')"
-    fields = {"goes_on": True, "after": {"two": ("one",)}}
+    fields = {"goes_on": True, "own": {"two": {"after": ("one",)}}}
     code, cases = start({"one": step.replace("LEFT", "1"), "two": GOOD}, **fields)
     assert (code, cases["two"]) == (3, {"status": "left", "summary": "after one"})
     code, cases = start({"one": step.replace("LEFT", "0"), "two": GOOD}, "--resume", **fields)
