@@ -62,7 +62,7 @@ docs: $(READY)   ## the manual as a site: build/site/index.html
 	$(PY) -P -m mkdocs build --strict
 
 # Installs nothing and needs no network: without .venv the machine's own python3, which has torch and triton.
-gpu:             ## everything that needs a CUDA device, one JSON; ARGS="--out DIR --deadline 540 --resume"
+gpu:             ## everything that needs a CUDA device, one JSON; ARGS="--deadline 530 --resume --copy FILE"
 	$(or $(PYTHON),$(if $(wildcard .venv/bin/python),.venv/bin/python,python3)) bench/gpu.py $(ARGS)
 
 default: $(READY) ## trains the embedded model anew: hours on a CPU, goes on after an interruption
