@@ -29,7 +29,7 @@ def test_other_settings_are_said_and_every_configuration_is_kept(trainer, tmp_pa
     assert (run / "configs" / "step-00000002.yaml").read_text() == (run / "config.yaml").read_text()
     starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
     assert [(start["step"], start["config"]) for start in starts] == [
-        (0, "configs/step-00000000.yaml"), (2, "configs/step-00000002.yaml"), (4, "configs/step-00000002.yaml"),
+        (0, "configs/step-00000000.yaml"), (2, "configs/step-00000002.yaml"),
     ]  # fmt: skip
     assert starts[0]["versions"]["torch"] and starts[0]["commit"] and starts[0]["ranks"] == 1
 
@@ -52,6 +52,23 @@ def test_what_cannot_change_is_one_line(trainer, tmp_path, change, message):
         trainer("steps=4", change)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_at_its_last_step_stays_as_it_is(trainer, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert trainer("steps=2").run(StopRequest())
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.suffix in (".yaml", ".json", ".jsonl", ".csv")}
+    capsys.readouterr()
+    assert trainer("steps=2", "method.girl_weight=0.2").run(StopRequest())
+    said = capsys.readouterr().out
+    assert "already at step 2 of 2: nothing to train" in said
+    assert "these other settings train nothing: method.girl_weight 0.1 → 0.2" in said
+    elsewhere = (f"checkpoint.resume={run}/checkpoints/step-00000002", f"output={tmp_path}/more")
+    for options in (["steps=1"], ["steps=2", *elsewhere]):
+        with pytest.raises(InputError, match=r"at step 2, so steps=\d leaves nothing to train: give more steps"):
+            trainer(*options)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert not (tmp_path / "more").exists()
 
 
 def test_another_base_model_is_said_or_refused(trainer, training_folder, tmp_path, capsys):

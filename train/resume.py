@@ -30,11 +30,12 @@ def find_checkpoint(config: TrainConfig, checkpoints: Checkpoints, report: Calla
 
     Raises:
         InputError: every checkpoint is damaged, the wanted one is, or two runs would be mixed in one folder; or a
-            setting differs that cannot change.
+            setting differs that cannot change, or no step is left to train.
     """
     found = _look(config, checkpoints, report)
     if found is None:
         return None
+    _check_steps(found, config.steps, own=_is_own(found, checkpoints))
     check_stage(found, config.zero.stage)
     _check_settings(found, config, report)
     return found
@@ -55,13 +56,24 @@ def _look(config: TrainConfig, checkpoints: Checkpoints, report: Callable[[str],
     found = read(Path(resume))
     if isinstance(found, str):
         raise InputError(f"checkpoint.resume={resume}: {found}")
-    own = found.folder.resolve().parent == checkpoints.folder.resolve()
-    if steps and not (own and found.step == steps[-1]):
+    if steps and not (_is_own(found, checkpoints) and found.step == steps[-1]):
         raise InputError(
             f"checkpoint.resume={resume} is of step {found.step} and {folder} has checkpoints up to step {steps[-1]}, "
             "which would be mixed with the new ones; give another output="
         )
     return found
+
+
+def _is_own(found: Found, checkpoints: Checkpoints) -> bool:
+    return found.folder.resolve().parent == checkpoints.folder.resolve()
+
+
+def _check_steps(found: Found, steps: int, *, own: bool) -> None:
+    """A run that is at its last step may be asked for again, and ends at once; one beyond it may not."""
+    if found.step > steps or (found.step == steps and not own):
+        raise InputError(
+            f"{found.folder} is at step {found.step}, so steps={steps} leaves nothing to train: give more steps"
+        )
 
 
 def _check_settings(found: Found, config: TrainConfig, report: Callable[[str], object]) -> None:
@@ -75,7 +87,9 @@ def _check_settings(found: Found, config: TrainConfig, report: Callable[[str], o
             )
     if changed:
         listed = ", ".join(f"{key} {show(then[key])} → {show(now[key])}" for key in changed)
-        report(f"going on from step {found.step} with other settings than before: {listed}")
+        going_on = f"going on from step {found.step} with other settings than before"
+        finished = f"at its last step, {found.step}, so that these other settings train nothing"
+        report(f"{going_on if found.step < config.steps else finished}: {listed}")
 
 
 def check_parameters(found: Found, learner: nn.Module, frozen: str, report: Callable[[str], object]) -> None:

@@ -95,8 +95,12 @@ class Trainer:
         kind = "ema" if self.judge_average else "weights"
         self._start_engine(found)
         self.best = from_rank_zero(lambda: Best(self.folder, config.checkpoint.best, kind, start=self.step))
-        if self.rank == 0:
+        if self.rank == 0 and not self._is_complete():
             record_start(config, self.ds_json, step=self.step, world_size=self.world_size, device=self.device)
+
+    def _is_complete(self) -> bool:
+        """Whether no step is left; then the run's folder keeps the configuration that it was trained with."""
+        return self.step == self.config.steps and (self.folder / "config.yaml").is_file()
 
     def _take_folder(self) -> None:
         self._lock = FolderLock(self.folder)
@@ -183,6 +187,8 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
         """
         self.monitor = Monitor(self.folder, self.config, start=self.step, active=self.rank == 0)
+        if self.step == self.config.steps:
+            self.monitor.say(f"already at step {self.step} of {self.config.steps}: nothing to train")
         if self.config.precision == "autocast" and not computes_bf16(self.device):
             self.monitor.say("precision=autocast: this CPU has no instructions for bf16, so everything runs in fp32")
         if self.validation.batches or self.validation.samples:
