@@ -123,11 +123,13 @@ def read_videomaker(arguments: list[str]) -> None:
 
 
 def read_training(arguments: list[str]) -> None:
-    """Resolves the configuration, as `--dry-run` does."""
-    from videomaker.train.main import main
+    """Resolves the configuration, of whose files a manual's are not there."""
+    from videomaker.train.main import parse_arguments
+    from videomaker.train.overrides import load_config
 
     assert "train/main.py" in arguments, arguments
-    assert main([*arguments[arguments.index("train/main.py") + 1 :], "--dry-run"]) == 0
+    options = parse_arguments(arguments[arguments.index("train/main.py") + 1 :])
+    load_config(options.config, options.overrides)
 
 
 class _Parsed(Exception):

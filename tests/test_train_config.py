@@ -4,7 +4,7 @@ import re
 
 import pytest
 from videomaker.train.config import TrainConfig
-from videomaker.train.main import main
+from videomaker.train.main import main, parse_arguments
 from videomaker.train.overrides import differences, flatten, load_config, preset, save_config
 from videomaker.train.presets import PRESETS
 
@@ -110,6 +110,36 @@ def test_the_dry_run_tells_ranges(capsys):
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["--config", "smoke", "--dry-run", "steps=3"]) == 0
     assert "steps: 3" in capsys.readouterr().out
+
+
+def test_options_and_overrides_go_in_any_order():
+    options = parse_arguments(["--config", "smoke", "steps=3", "--dry-run", "seed=1"])
+    assert options.dry_run and options.overrides == ["steps=3", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "named"),
+    [
+        ("data.manifest=nope.jsonl", "data.manifest=nope.jsonl: there is none", True),
+        ("model.path=nope", "model.path='nope' is no diffusers pipeline folder", True),
+        ("deepspeed=nope.json", "deepspeed=nope.json does not exist", True),
+        ("data.height=33", "data.height=33 is no multiple of 4: give 32", False),
+        ("precision=fp16", "precision=fp16 needs a GPU", False),
+        ("micro_batch_size=3", "batch_size=2 does not fit 1 devices", False),
+    ],
+)
+def test_what_cannot_begin_is_refused_before_deepspeed_loads(tmp_path, capsys, monkeypatch, override, message, named):
+    monkeypatch.setattr("videomaker.train.main.train", lambda config: pytest.fail("began"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8]}')
+    (tmp_path / "clips.jsonl").touch()
+    there = [f"data.manifest={tmp_path}/clips.jsonl", f"model.path={tmp_path}", "batch_size=2", override]
+    assert main(["--config", "smoke", *there]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["--config", "smoke", *there, "--dry-run"]) == (2 if named else 0)
+    assert (message in capsys.readouterr().err) == named
 
 
 @pytest.mark.parametrize(

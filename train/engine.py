@@ -13,6 +13,7 @@ from torch import nn
 
 from videomaker.errors import InputError
 
+from .checks import check_precision
 from .config import TrainConfig
 from .deepspeed_json import deepspeed_json
 from .operators import load_operator
@@ -86,8 +87,7 @@ def set_numerics(config: TrainConfig, device: torch.device) -> None:
     Raises:
         InputError: the device cannot compute in this precision.
     """
-    if config.precision == "fp16" and device.type == "cpu":
-        raise InputError("precision=fp16 needs a GPU; on a CPU use fp32, bf16 or autocast")
+    check_precision(config, device.type)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -28,11 +28,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # given by the launcher, which also sets LOCAL_RANK
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=3e-5")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # options and overrides in any order
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the training; returns the exit code: 0 done or stopped on request, 1 failed, 2 bad input."""
+    from videomaker.train.checks import check_named, check_run
     from videomaker.train.overrides import differences, load_config, save_config
 
     options = parse_arguments(arguments)
@@ -46,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
                 for line in report(config):
                     print(line, flush=True)
+            check_named(config, memory=options.memory)
             return 0
         if options.memory:
             raise InputError("--memory counts without training: give it with --dry-run")
+        check_run(config)
         say(f"{config.output}: preset {config.preset or 'none'}; what differs: {differences(config) or 'nothing'}")
         train(config)
     except (InputError, OSError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from videomaker.denoising import PREDICTION_TYPES, predict_noise
 from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 
+from .checks import check_folder
 from .config import MethodConfig, ModelConfig, TrainConfig
 from .engine import computes_bf16
 from .lora import add_lora
@@ -163,8 +163,7 @@ def load_pipeline(
     Raises:
         InputError: a folder is missing or does not hold a diffusers pipeline.
     """
-    if not (Path(model.path) / "model_index.json").is_file():
-        raise InputError(f"model.path={model.path!r} is no diffusers pipeline folder (it has no model_index.json)")
+    check_folder(model)
     arguments: dict[str, Any] = {"motion_adapter": model.motion_adapter} if model.motion_adapter else {}
     torch.manual_seed(seed)
     for name in model.from_scratch:
@@ -178,21 +177,6 @@ def load_pipeline(
         reference_cross_attention=reference_cross_attention,
         **arguments,
     )
-
-
-def check_size(pipeline: VideoMakerPipeline, config: TrainConfig) -> None:
-    """Refuses a size that the VAE cannot halve as often as it does.
-
-    Raises:
-        InputError: names the nearest size.
-    """
-    factor = pipeline.vae_scale_factor
-    for shape in {*config.data.shapes, replace(config.data, buckets=()).shapes[0]}:
-        for key, size in (("height", shape.height), ("width", shape.width)):
-            if size % factor:
-                raise InputError(
-                    f"data.{key}={size} is no multiple of {factor}: give {max(1, round(size / factor)) * factor}"
-                )
 
 
 def load_vae(model: ModelConfig, *, seed: int) -> AutoencoderKL:

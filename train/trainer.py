@@ -20,6 +20,7 @@ from .average import average_in_place
 from .best import Best
 from .checkpoint import Checkpoints
 from .checkpoint_files import Found
+from .checks import check_size
 from .config import TrainConfig
 from .deepspeed_json import deepspeed_json
 from .engine import computes_bf16, from_rank_zero, initialize, plain_gradient_norm
@@ -27,7 +28,7 @@ from .guards import LossGuard, StopRequest, Watchdog
 from .inputs import Inputs
 from .lock import FolderLock
 from .memory_report import card_bytes, choose_checkpointing
-from .model import DTYPES, Autoencoder, Denoiser, check_size, load_pipeline, load_vae, prepare_denoiser
+from .model import DTYPES, Autoencoder, Denoiser, load_pipeline, load_vae, prepare_denoiser
 from .monitor import Monitor, memory_gib
 from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
@@ -123,7 +124,7 @@ class Trainer:
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
         )
-        check_size(self.pipeline, config)
+        check_size(config, self.pipeline.vae_scale_factor)
         chosen, why = choose_checkpointing(config, card_bytes(self.device))
         if why and self.rank == 0:
             print(why)
