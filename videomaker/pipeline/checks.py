@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from diffusers import UNetMotionModel
 
 from videomaker.attention import PisaAttnProcessor, is_spatial_self_attention
 from videomaker.attention.unet import check_backend
+from videomaker.denoising import PREDICTION_TYPES
 from videomaker.errors import MAX_COUNT, InputError, check_counts
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -37,6 +39,35 @@ def refused_in_words(check: Callable[..., Any], *arguments: Any) -> None:
         check(*arguments)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses a scheduler of another kind of model, which would fail in its own words or make noise of anything.
+
+    It needs the noise levels of discrete betas, a prediction that the UNet makes, and steps from what a loop has.
+
+    Raises:
+        InputError: says what goes.
+    """
+    levels = getattr(scheduler, "alphas_cumprod", None) is not None and not scheduler.config.get("use_flow_sigmas")
+    predicted = scheduler.config.get("prediction_type") in PREDICTION_TYPES
+    if not (levels and predicted and _required(scheduler.step) <= {"model_output", "timestep", "sample"}):
+        raise InputError(
+            f"{type(scheduler).__name__} is not for this model: give one with discrete betas that takes "
+            f"{', '.join(PREDICTION_TYPES)}, such as DDIMScheduler or DPMSolverMultistepScheduler"
+        )
+
+
+def _required(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
+
+
+def check_timesteps(scheduler: Any, num_inference_steps: int) -> None:
+    """Refuses a number of steps that the scheduler does not make, and one that goes from picture to noise."""
+    refused_in_words(scheduler.set_timesteps, num_inference_steps)
+    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        raise InputError(f"{type(scheduler).__name__} adds noise instead of taking it away: give it without Inverse")
 
 
 def check_prompts(prompt: Any, prompt_embeds: torch.Tensor | None) -> None:

@@ -260,7 +260,8 @@ class VideoMakerPipeline(SurfaceMixin, LoadingMixin, TextMixin, LatentsMixin, Sa
             raise InputError(f"num_frames is {settings.num_frames:,}; at most {MAX_FRAMES:,} are made at once")
         checks.check_sizes(self.vae_scale_factor, height=settings.height, width=settings.width)
         check_number("eta", eta, low=0)
-        checks.refused_in_words(self.scheduler.set_timesteps, settings.num_inference_steps)
+        checks.check_scheduler(self.scheduler)
+        checks.check_timesteps(self.scheduler, settings.num_inference_steps)
         # Ours have been checked; diffusers' own check refuses sizes by 8 alone, and shapes that can be made to fit.
         checks.refused_in_words(
             self.check_inputs, prompt, 8, 8, None, settings.negative_prompt,
