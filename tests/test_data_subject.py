@@ -71,6 +71,30 @@ def test_without_highlighting_a_busy_border_is_said(model, photo):
     assert generate(model, photo, "--highlight", "head").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--box", "5,5"], "is not understood"),
+        (["--box", ""], "is not understood"),
+        (["--box", "100,100,200,200"], "has no pixel of a picture of 60x40"),
+        (["--mask", "absent.png"], "absent.png"),
+        (["--highlight", "dog"], "needs --models FOLDER"),
+        (["--highlight", "dog", "--models", "."], "has no grounding-dino/"),
+    ],
+)
+def test_what_cannot_be_highlighted_is_told_before_the_model_loads(model, photo, monkeypatch, options, words):
+    monkeypatch.setattr("videomaker.jobs.prepare.load_pipeline", lambda spec: pytest.fail("loaded"))
+    result = generate(model, photo, *options)
+    assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
+
+
+def test_a_box_beyond_the_picture_is_said(photo, caplog):
+    for box, said in (((0.0, 0.0, 60.0, 40.0), False), ((30.0, 20.0, 90.0, 40.0), True)):
+        caplog.clear()
+        subject.write_highlighted(photo, photo.parent / "out", Highlight(box=box), **SIZE)
+        assert ("goes beyond" in caplog.text and "60x40 pixels: it is cut there" in caplog.text) == said
+
+
 def test_plain_borders():
     rng = np.random.default_rng(0)
     picture = np.full((50, 50, 3), 240, np.uint8)

@@ -84,6 +84,19 @@ class Highlighting:
     mask: options.SuiteMask = None
     box: options.Box = None
 
+    def check(self, models: Path | None) -> None:
+        """Before a model loads.
+
+        Raises:
+            InputError: the box is none, or a word's networks are missing.
+        """
+        from videomaker.data.subject import check_models, parse_box
+
+        if self.box is not None:
+            parse_box(self.box)
+        if self.highlight:
+            check_models(models)
+
 
 @evaluate_app.command("run", no_args_is_help=True)
 @over_ray
@@ -119,6 +132,7 @@ def run(
 
     settings, part = sampling.settings(), spread.part()
     _check_table(paper)
+    highlighting.check(measures.models)
     prepared = prepare_model(Recipe(model.spec(), settings))
     size, where = _size(prepared), prepared.recipe.model.device
     protocol = protocol_named(measures.protocol)
@@ -163,6 +177,7 @@ def measure(
 
     part, protocol = spread.part(), protocol_named(measures.protocol)
     _check_table(paper)
+    highlighting.check(measures.models)
     where = resolve_model(ModelSpec(device=device)).device
     networks = _open(measures, protocol, where)
     size = first_size(videos, task) or (512, 512)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from videomaker.errors import InputError
 from . import options
 from .app import app
 from .groups import Highlighting, Model, Results, Sampling, with_groups
-from .terminal import prepare_model, video_progress
+from .terminal import prepare_model, quiet_libraries, video_progress
 
 if TYPE_CHECKING:
     from videomaker.jobs.request import Job, Recipe
@@ -120,9 +120,12 @@ def _generate_jobs(
     """Makes the jobs' videos; returns them with the pictures that were used."""
     from videomaker.jobs.finished import all_finished
 
-    if not (results.overwrite or any(astuple(highlighting))) and all_finished(jobs, recipe):
+    highlighted = highlighting != Highlighting()
+    if not (results.overwrite or highlighted) and all_finished(jobs, recipe):
         _tell_finished(jobs, [])
         return jobs
+    if highlighted:
+        _check_highlighting(jobs, highlighting)
     prepared = prepare_model(recipe)
     from videomaker.jobs.render import make_videos, pending_jobs
     from videomaker.jobs.subjects import highlight_jobs, warn_of_backgrounds
@@ -145,6 +148,14 @@ def _generate_jobs(
         typer.echo(f"interrupted: {finished} of {len(jobs)} videos are complete; run the same again to go on", err=True)
         raise
     return jobs
+
+
+def _check_highlighting(jobs: list[Job], highlighting: Highlighting) -> None:
+    """Before the model loads, though torch does."""
+    quiet_libraries()
+    from videomaker.jobs.subjects import check_highlight
+
+    check_highlight(jobs, highlighting.asked(), highlighting.models)
 
 
 def _tell_finished(jobs: list[Job], pending: list[Job]) -> None:

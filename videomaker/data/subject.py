@@ -7,6 +7,7 @@ mask, by a box, or by a word that Grounding DINO and SAM look for.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from videomaker.pictures import MAX_PIXELS
 from .highlight import Box, GroundingDino, HighlightSettings, Sam, find_subject
 from .reference import compose_reference, read_mask
 from .video import ClipError
+
+logger = logging.getLogger(__name__)
 
 Finder = Callable[[Image.Image, str], tuple[np.ndarray, Box]]  # picture, word -> mask [H, W] bool, box in pixels
 
@@ -76,15 +79,7 @@ def open_finder(models: Path | None, *, device: str = "cpu", settings: Highlight
     Raises:
         InputError: one of them is not there.
     """
-    settings = settings or HighlightSettings()
-    if models is None:
-        raise InputError(
-            f"highlighting by a word needs --models FOLDER with {DETECTOR}/ and {SEGMENTER}/ (both in "
-            "the transformers format); without them give --mask or --box"
-        )
-    for name in (DETECTOR, SEGMENTER):
-        if not (models / name / "config.json").is_file():
-            raise InputError(f"{models} has no {name}/ with config.json: put the model there, or give --mask or --box")
+    settings, models = settings or HighlightSettings(), check_models(models)
     detect = GroundingDino(models / DETECTOR, settings, device=device)
     segment = Sam(models / SEGMENTER, device=device)
 
@@ -93,6 +88,23 @@ def open_finder(models: Path | None, *, device: str = "cpu", settings: Highlight
         return segment(image, box), box
 
     return find
+
+
+def check_models(models: Path | None) -> Path:
+    """The folder of models, refused before anything loads where one is missing.
+
+    Raises:
+        InputError: the detector or the segmenter is not there.
+    """
+    if models is None:
+        raise InputError(
+            f"highlighting by a word needs --models FOLDER with {DETECTOR}/ and {SEGMENTER}/ (both in "
+            "the transformers format); without them give --mask or --box"
+        )
+    for name in (DETECTOR, SEGMENTER):
+        if not (models / name / "config.json").is_file():
+            raise InputError(f"{models} has no {name}/ with config.json: put the model there, or give --mask or --box")
+    return models
 
 
 def highlight_picture(
@@ -156,7 +168,10 @@ def write_highlighted(
     Raises:
         InputError: see `highlight_picture`.
     """
-    picture, box = highlight_picture(load_reference(source), highlight, height=height, width=width, finder=finder)
+    image = load_reference(source)
+    picture, box = highlight_picture(image, highlight, height=height, width=width, finder=finder)
+    if box[0] < 0 or box[1] < 0 or box[2] > image.width or box[3] > image.height:
+        logger.warning("box %s goes beyond %s of %dx%d pixels: it is cut there", list(box), source, *image.size)
     path = folder / f"{source.stem}.{sha256(picture.tobytes())[:8]}.reference.png"
     with atomic_path(path) as temporary:
         picture.save(temporary)

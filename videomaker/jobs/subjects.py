@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from videomaker.data.subject import ADVICE, Highlight, border_is_plain, open_finder, write_highlighted
+from videomaker.data.subject import (
+    ADVICE,
+    Highlight,
+    border_is_plain,
+    check_models,
+    highlight_picture,
+    open_finder,
+    write_highlighted,
+)
 from videomaker.errors import InputError
 from videomaker.media import load_reference
 
@@ -15,6 +23,29 @@ from .request import Job
 from .resolved import ResolvedSettings
 
 logger = logging.getLogger(__name__)
+
+
+def check_highlight(jobs: Sequence[Job], highlight: Highlight, models: Path | None) -> None:
+    """Refuses what can be told without looking for a word: before a model loads.
+
+    Raises:
+        InputError: a mask or a box does not fit its picture, or the networks that look for a word are missing.
+    """
+    pictures = _pictures(jobs)
+    if _is_looked_for(highlight):
+        check_models(models)
+        return
+    if len(pictures) > 1:
+        raise InputError(f"a mask or a box is that of one picture, and {len(pictures)} are given: one at a time")
+    highlight_picture(load_reference(pictures[0]), highlight, height=1, width=1)
+
+
+def _pictures(jobs: Sequence[Job]) -> list[Path]:
+    return list(dict.fromkeys(path for job in jobs for path in job.references))
+
+
+def _is_looked_for(highlight: Highlight) -> bool:
+    return highlight.mask is None and highlight.box is None
 
 
 def highlight_jobs(
@@ -35,14 +66,11 @@ def highlight_jobs(
         device: of torch.
 
     Raises:
-        InputError: a picture cannot be highlighted so; nothing was written.
+        InputError: see `check_highlight`; or the word finds no subject. Nothing was written.
     """
-    pictures = list(dict.fromkeys(path for job in jobs for path in job.references))
-    if (highlight.mask is not None or highlight.box is not None) and len(pictures) > 1:
-        raise InputError(f"a mask or a box is that of one picture, and {len(pictures)} are given: one at a time")
-    finder = None
-    if highlight.word and highlight.mask is None and highlight.box is None:
-        finder = open_finder(models, device=device)
+    check_highlight(jobs, highlight, models)
+    pictures = _pictures(jobs)
+    finder = open_finder(models, device=device) if _is_looked_for(highlight) else None
     size = {"height": settings.height, "width": settings.width}
     used = {path: write_highlighted(path, jobs[0].path.parent, highlight, finder=finder, **size) for path in pictures}
     return [replace(job, references=tuple(used[path] for path in job.references)) for job in jobs]
