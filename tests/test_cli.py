@@ -237,6 +237,8 @@ def test_full_disk(model, reference, tmp_path):
         (("--seed", "one"), "seed 'one'"),
         (("--seed", "5-2"), "seed '5-2'"),
         (("-o", "video.avi"), ".avi is not written"),
+        (("-o", "picture.PNG"), ".png is not written; give .mp4, .gif or a folder"),
+        (("-o", "picture.webp", "--format", "frames"), ".webp is not written"),
         (("-o", "video.mp4", "--format", "gif"), "format asked for is gif"),
         (("-o", "video.mp4", "--seed", "0,1"), "give a folder"),
         (("-o", "/dev/null/out"), "/dev/null"),

@@ -16,7 +16,7 @@ NAN, INF = float("nan"), float("inf")
 T = torch.zeros
 # Argument: values that are refused.
 BAD: dict[str, tuple[Any, ...]] = {
-    "prompt": ("", " ", [], [""], ["a", 5], 5, b"a fox", {"a": 1}, ("a",), ["a", None], "\udcff"),
+    "prompt": ([], ["a", 5], 5, b"a fox", {"a": 1}, ("a",), ["a", None], "\udcff"),
     "reference_image": (
         None, "missing.png", "", 5, [], [None], np.full((8, 8, 3), NAN), np.full((8, 8, 3), 2.0),
         np.zeros((8, 8, 3), int),
@@ -48,7 +48,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "ip_adapter_image_embeds": ([T(1, 1, 16)], 5, "x", T(2, 2)),
 }  # fmt: skip
 GOOD: dict[str, tuple[Any, ...]] = {
-    "prompt": ("a fox", ["a fox"], "🦊", "x" * 400),
+    "prompt": ("", [""], "a fox", ["a fox"], "🦊", "x" * 400),
     "reference_image": (
         np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), np.ones((9, 8, 4)), T(3, 8, 8), T(1, 8, 8),
         T(4, 8, 8),

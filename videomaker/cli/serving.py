@@ -103,7 +103,7 @@ def submit(
     that are there are kept; Ctrl-C cancels what is not. With --jobs
     Ctrl-C leaves it to the server, and the same command fetches it.
     """
-    from videomaker.jobs import places
+    from videomaker.jobs import places, request
     from videomaker.serve.bulk_lines import api_fields
     from videomaker.serve.client import Client
 
@@ -111,6 +111,7 @@ def submit(
 
     if output.suffix.lower() == ".gif":
         raise InputError(f"output {output}: a server makes .mp4; give that, or a folder")
+    request.output_format(output, "mp4")
     settings = {
         "model": model, "steps": steps, "guidance": guidance, "negative_prompt": negative_prompt, "width": width,
         "height": height, "frames": frames, "fps": fps, "fit": fit, "consent": consent, "highlight": highlight or None,

@@ -25,7 +25,10 @@ MAX_PROMPT = 10_000  # characters; the model reads 77 tokens
 _MAX_SEED = 2**63 - 1
 _MAX_SEEDS = 100_000  # in one range, and jobs in all; more is a slip of the keyboard
 _FILE_SUFFIXES = (".mp4", ".gif")
-_OTHER_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".webm")
+_OTHER_FILES = (
+    ".avi", ".m4v", ".mkv", ".mov", ".webm",
+    ".apng", ".avif", ".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -254,11 +257,11 @@ def output_format(output: Path, asked: Format | None) -> Format:
     """The format asked for, else the one that the output's suffix says, else mp4.
 
     Raises:
-        InputError: the two differ, or the suffix is that of another kind of video.
+        InputError: the two differ, or the suffix is that of another kind of video or of a picture.
     """
     suffix = output.suffix.lower()
-    if suffix in _OTHER_VIDEOS:
-        raise InputError(f"output {output}: {suffix} is not written; give .mp4, .gif or a folder")
+    if suffix in _OTHER_FILES:
+        raise InputError(f"output {output}: {suffix} is not written; give .mp4, .gif or a folder (--format frames)")
     if suffix not in _FILE_SUFFIXES:
         return asked or "mp4"
     if asked not in (None, suffix[1:]):

@@ -71,7 +71,7 @@ def check_timesteps(scheduler: Any, num_inference_steps: int) -> None:
 
 
 def check_prompts(prompt: Any, prompt_embeds: torch.Tensor | None) -> None:
-    """Refuses no prompt, empty ones, and what is no text."""
+    """Refuses no prompt and what is no text; an empty one asks for nothing in particular, as in diffusers."""
     if prompt is None and prompt_embeds is None:
         raise InputError("give a prompt or prompt_embeds")
     if prompt_embeds is not None:
@@ -82,9 +82,6 @@ def check_prompts(prompt: Any, prompt_embeds: torch.Tensor | None) -> None:
     if not prompts:
         raise InputError("the list of prompts is empty; give at least one")
     check_texts("prompt", prompts)
-    for text in prompts:
-        if not text.strip():
-            raise InputError(f"prompt {text!r} is empty; describe the video in a few words")
 
 
 def check_texts(name: str, texts: list[Any]) -> None:
