@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from serving import client_of, make_state, submit
 from typer.testing import CliRunner
 
 from videomaker.cli import app
+from videomaker.serve.config import load_config
+from videomaker.serve.supervisor import worker_orders
 
 
 def run(*arguments: object, env: dict[str, str] | None = None):
@@ -90,3 +93,46 @@ def test_keys(tmp_path):
     for command in ("create", "revoke"):
         refused = run("keys", command, "ann\udcff", *data)
         assert refused.exit_code == 2 and r"ann\udcff is not UTF-8 text" in refused.stderr
+
+
+def test_a_key_is_made_again_under_its_name_and_takes_over_what_had_none(tmp_path):
+    state = make_state(tmp_path)
+    with client_of(state) as client:
+        before = submit(client).json()["id"]
+    data = ("--data", tmp_path)
+    first = run("keys", "create", "ann", *data)
+    assert "1 videos made before" in first.stderr and run("keys", "create", "ann", *data).exit_code == 2
+    assert run("keys", "create", "", *data).exit_code == 2
+    assert run("keys", "revoke", "ann", *data).exit_code == 0
+    again = run("keys", "create", "ann", "--adopt", "--max-active", 3, *data)
+    assert again.exit_code == 0 and not again.stderr
+    with client_of(make_state(tmp_path)) as client:
+        ask = lambda key: client.get("/v1/videos", headers={"authorization": f"Bearer {key.stdout.strip()}"})
+        assert ask(first).status_code == 401
+        assert [video["id"] for video in ask(again).json()["data"]] == [before]
+
+
+def test_the_database_and_the_files_are_their_owners_alone(tmp_path):
+    data = tmp_path / "data"
+    state = make_state(data)
+    state.store.put("videos/x/reference-0.ppm", b"x")
+    assert [path.stat().st_mode & 0o077 for path in (data, data / "videomaker.db", data / "files")] == [0, 0, 0]
+
+
+def test_what_is_no_database_and_no_folder_is_told_in_a_line(tmp_path):
+    (tmp_path / "videomaker.db").write_bytes(b"no database at all" * 100)
+    for data, word in ((tmp_path, "cannot be used"), (tmp_path / "videomaker.db", "is no folder")):
+        refused = run("serve", "--renderer", "fake", "--data", data)
+        assert refused.exit_code == 2 and word in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_declared_shape_that_the_model_cannot_make_ends_the_start(tmp_path):
+    file = tmp_path / "serve.toml"
+    file.write_text("[[shapes]]\nnum_frames = 8\nheight = 33\nwidth = 32\n")
+    refused = run("serve", "--renderer", "fake", "--config", file, "--data", tmp_path)
+    assert refused.exit_code == 2 and "32x33" in refused.stderr and "multiples of" in refused.stderr
+
+
+def test_workers_of_their_own_ignore_that_a_server_has_none():
+    config = load_config(renderer="fake", workers=0)
+    assert worker_orders(config) == [] and [order.config.workers for order in worker_orders(config, least=1)] == [None]

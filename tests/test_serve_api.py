@@ -240,6 +240,20 @@ def test_a_body_has_a_limit(tmp_path):
         assert client.post("/v1/videos", content=chunks, headers=headers).status_code == 413
 
 
+def test_wrong_values_are_told_with_the_remedy(client, state):
+    post = lambda files=(), **fields: client.post(
+        "/v1/videos", data={"prompt": "a", **fields}, files=[("input_reference", PICTURE.read_bytes()), *files]
+    ).json()["error"]
+    assert "such as 512x512" in post(size="32")["message"] and "got '12a'" in post(seed="12a")["message"]
+    assert "from 4" in post(size="0x0")["message"]
+    assert post(mask="x")["param"] == "mask"
+    assert "twice" in post([("mask", b"x"), ("mask", b"y")])["message"]
+    id = submit(client, "FAIL").json()["id"]
+    make_worker(state).work_once()
+    assert client.get(f"/v1/videos/{id}/content").json()["error"]["code"] == "video_failed"
+    assert [client.head(path).status_code for path in ("/", "/healthz")] == [200, 200]
+
+
 def test_a_body_of_countless_parts_is_refused_before_it_is_read(client):
     """Else one request of 31 MiB keeps all others waiting for seconds."""
     body, headers = b'{"x":[' + b"[]," * 2_000_000 + b"[]]}", {"content-type": "application/json"}

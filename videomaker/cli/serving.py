@@ -162,11 +162,22 @@ def keys_create(
     max_active: Annotated[int | None, typer.Option(min=1, max=options.MOST, help="Unfinished videos at once.")] = None,
     max_per_hour: Annotated[int | None, typer.Option(min=1, max=options.MOST, help="Videos an hour.")] = None,
     priority: Annotated[int, typer.Option(min=-options.MOST, max=options.MOST, help="Lower goes first.")] = 0,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Take over the videos made before there were keys.")] = False,
     data: serve_options.Data = None,
     config: serve_options.Config = None,
 ) -> None:
-    """Make a key and print it: this once, for only its SHA-256 is kept."""
-    key = _keys(config, data).create(name, max_active=max_active, max_per_hour=max_per_hour, priority=priority)
+    """Make a key and print it: this once, for only its SHA-256 is kept.
+
+    The name of a revoked key gets a new one, and keeps its videos.
+    """
+    keys = _keys(config, data)
+    key = keys.create(name, adopt=adopt, max_active=max_active, max_per_hour=max_per_hour, priority=priority)
+    if count := keys.count_without_key():
+        typer.echo(
+            f"{count} videos made before there were keys are shown to nobody from now on: make a key with --adopt, "
+            "which takes them over",
+            err=True,
+        )
     typer.echo(key)
 
 

@@ -241,7 +241,8 @@ def load_config(file: Path | None = None, **flags: Any) -> ServeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise InputError(f"setting {name} = {first['input']!r}: {first['msg']}") from error
+        why = "there is no such setting; see --show-config" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"setting {name} = {first['input']!r}: {why}") from error
     except ValueError as error:  # of tomllib, and of a variable that is no JSON where a list is asked for
         raise InputError(f"the configuration {file or ''} cannot be read: {error}") from error
     config = ServeConfig.model_construct(**{name: getattr(read, name) for name in ServeConfig.model_fields})

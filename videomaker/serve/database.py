@@ -73,8 +73,12 @@ class Database:
         self._patience, self._hurry = patience, threading.local()
         options: dict[str, Any] = {}
         if self.is_sqlite:
-            file = Path(make_url(url).database or "")
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file = Path(make_url(url).database or "videomaker.db")
+            try:
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file.touch(mode=0o600)  # it holds prompts, and the secret that signs links
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InputError(f"{file.parent} is no folder: give another --data") from error
             self._line = file.with_name(f"{file.name}-line") if fcntl else None
             options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
         else:

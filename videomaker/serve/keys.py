@@ -11,14 +11,14 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from videomaker.digests import sha256
 from videomaker.errors import InputError
 
 from .database import NOW, Database
-from .tables import api_keys, secrets
+from .tables import api_keys, secrets, videos
 
 PREFIX = "vm_"
 LINK_SECONDS = 3600  # a link is good for one to two of these
@@ -44,20 +44,39 @@ class Keys:
     def __init__(self, database: Database):
         self.database = database
 
-    def create(self, name: str, **limits: Any) -> str:
-        """A new key for `name`; `limits` are `priority`, `max_active` and `max_per_hour`.
+    def create(self, name: str, *, adopt: bool = False, **limits: Any) -> str:
+        """A new key for `name`; of a revoked name it is the same owner's, with the videos that were made before.
+
+        Args:
+            name: whose it is.
+            adopt: whether the videos that were made before there were keys are this owner's from now on.
+            limits: `priority`, `max_active` and `max_per_hour`.
 
         Raises:
-            InputError: the name is taken.
+            InputError: the name is empty, or its key is in use.
         """
+        if not name.strip():
+            raise InputError("the name of a key is empty: say whose it is")
         key = PREFIX + random.token_urlsafe(32)
-        row = {"id": f"key_{uuid.uuid4().hex[:16]}", "name": name, "digest": _digest(key), **limits}
+        values = {"digest": _digest(key), "created": NOW, "revoked": None, **limits}
+        known = api_keys.c.name == name
+        revoked = update(api_keys).where(known, api_keys.c.revoked.is_not(None)).values(values)
         try:
             with self.database.write() as connection:
-                connection.execute(insert(api_keys).values(**row, created=NOW))
+                if not connection.execute(revoked).rowcount:
+                    id = f"key_{uuid.uuid4().hex[:16]}"
+                    connection.execute(insert(api_keys).values(id=id, name=name, **values))
+                if adopt:
+                    owner = select(api_keys.c.id).where(known).scalar_subquery()
+                    connection.execute(update(videos).where(videos.c.owner == LOCAL.id).values(owner=owner))
         except IntegrityError as error:
-            raise InputError(f"there is a key {name!r} already: choose another name") from error
+            raise InputError(f"there is a key {name!r} in use: revoke it, or choose another name") from error
         return key
+
+    def count_without_key(self) -> int:
+        """Videos that were made before there were keys, which no key shows until one adopts them."""
+        with self.database.read() as connection:
+            return connection.scalar(select(func.count()).where(videos.c.owner == LOCAL.id)) or 0
 
     def list(self) -> list[Row]:
         """All keys, the oldest first, the revoked among them."""

@@ -117,7 +117,9 @@ def _size(asked: VideoRequest, model: ModelFacts, config: ServeConfig) -> tuple[
         return model.defaults["width"], model.defaults["height"]
     width, height = map(int, asked.size.split("x"))
     if min(width, height) < model.factor or width % model.factor or height % model.factor:
-        raise ApiError(400, f"size {asked.size}: both sides are multiples of {model.factor}", "size")
+        raise ApiError(
+            400, f"size {asked.size}: both sides are multiples of {model.factor}, from {model.factor}", "size"
+        )
     if max(width, height) > config.max_side:
         raise ApiError(400, f"size {asked.size}: at most {config.max_side} pixels a side", "size")
     return width, height

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import DatabaseError
 
 from videomaker.errors import InputError, first_line
 
@@ -70,7 +71,10 @@ def check_state(state: State) -> None:
         InputError: with the reason.
     """
     config = state.config
-    state.models  # noqa: B018  # are read, or refused, now rather than by the first request
+    for facts in state.models.values():  # are read, or refused, now rather than by the first request
+        for shape in facts.shapes:
+            if shape.height % facts.factor or shape.width % facts.factor:
+                raise InputError(f"shapes: {shape}: both sides must be multiples of {facts.factor} for {facts.name}")
     check_paths(config)
     load_check(config.request_check)
     load_check(config.frames_check)
@@ -108,6 +112,9 @@ def prepare_database(state: State) -> None:
     except PASSING as error:
         reason = first_line(error.orig or error)
         raise InputError(f"database {state.database.shown} does not answer: {reason}") from error
+    except DatabaseError as error:  # a damaged file, or one that is none
+        reason = first_line(error.orig or error)
+        raise InputError(f"database {state.database.shown} cannot be used: {reason}; restore a backup") from error
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -42,7 +42,7 @@ class Store:
     ):
         self.folder = None if "://" in url else Path(url)
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people
             self._store: Any = LocalStore(self.folder)
             return
         self._store = connect(url, options or {}, patience)

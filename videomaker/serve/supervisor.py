@@ -152,9 +152,15 @@ def _send(process: subprocess.Popen, order: Order) -> None:
         pass  # it died at once; the next look sees that
 
 
-def worker_orders(config: ServeConfig) -> list[Order]:
-    """The workers to start here: of every model, one for each of its devices."""
-    return [Order(one, device) for one in config.served_here for device in worker_devices(one)]
+def worker_orders(config: ServeConfig, *, least: int = 0) -> list[Order]:
+    """The workers to start here: of every model, one for each of its devices.
+
+    With `least` above 0, `workers = 0` is for the servers that read the same settings, and does not count here.
+    """
+    wanted = [
+        one.model_copy(update={"workers": None}) if least and one.workers == 0 else one for one in config.served_here
+    ]
+    return [Order(one, device) for one in wanted for device in worker_devices(one)]
 
 
 def worker_devices(config: ServeConfig) -> list[str]:

@@ -41,7 +41,7 @@ def work(config: ServeConfig) -> int:
     load_check(config.frames_check)
     prepare_database(state)
     state.store  # noqa: B018
-    supervisor, housekeeper = Supervisor(worker_orders(config)), Housekeeper(state)
+    supervisor, housekeeper = Supervisor(worker_orders(config, least=1)), Housekeeper(state)
     names = ", ".join(one.name for one in config.served_here)
     print(f"VideoMaker worker of {names} for {state.database.shown}  (Ctrl-C ends)", flush=True)
     _obey_signals(supervisor, config.drain_seconds)

@@ -39,6 +39,8 @@ async def content(
     row = await run_in_threadpool(_find, request, state, id, variant)
     if variant == "reference":
         return await run_in_threadpool(_reference, state, row.request, index)
+    if row.state == "failed":
+        raise ApiError(400, f"the video failed ({row.error['code']}): there is no {variant}", code="video_failed")
     if row.state != "completed":
         raise ApiError(400, f"the video is {row.state}: there is no {variant} yet", code="video_not_ready")
     file = row.result["files"][variant]

@@ -40,6 +40,7 @@ def mount_files(app: FastAPI) -> None:
     app.mount("/page", _Fresh(directory=PAGE / "static"), name="page")
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page(state: StateOf) -> HTMLResponse:
     """The page over the same API."""

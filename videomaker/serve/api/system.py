@@ -20,12 +20,14 @@ router = APIRouter()
 STARTED = int(time.time())
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["system"])
 def health() -> dict[str, str]:
     """Whether the process answers."""
     return {"status": "ok", "version": __version__}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", tags=["system"])
 def ready(state: StateOf) -> JSONResponse:
     """Whether it can make videos: database, store, a warm worker of any model; 503 with what is missing otherwise."""

@@ -16,6 +16,10 @@ from starlette.requests import Request
 from ..problems import ApiError
 from ..schema import VideoRequest
 
+_WORDS = {  # in place of pydantic's
+    "extra_forbidden": "unknown parameter",
+    "string_pattern_mismatch": "give WIDTHxHEIGHT in pixels, such as 512x512",
+}
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 2**20
 MAX_JSON_PARTS = 20_000  # a request has some forty values; millions of empty lists would keep all others waiting
@@ -36,7 +40,7 @@ async def read_request(request: Request, *, max_references: int) -> tuple[VideoR
         ) as form:
             fields, files, mask_file = _split_form(form)
             pictures = [await _uploaded(file) for file in files]
-            mask = None if mask_file is None else await _uploaded(mask_file)
+            mask = None if mask_file is None else await _uploaded(mask_file, "mask")
     elif kind == "application/json":
         fields, pictures, mask = await run_in_threadpool(_split_json, await request.body())
     else:
@@ -52,7 +56,9 @@ def _validated(fields: dict[str, Any]) -> VideoRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0]) if first["loc"] else None
-        message = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        message = _WORDS.get(first["type"], first["msg"])
+        if first["type"].endswith("_parsing"):
+            message = f"{message}, got {str(first['input'])[:60]!r}"
         raise ApiError(400, f"{(name or 'request')[:100]}: {message}", name and name[:100]) from error
 
 
@@ -64,7 +70,9 @@ def _split_form(form: FormData) -> tuple[dict[str, Any], list[UploadFile | str],
         if match := _PICTURES.fullmatch(name):
             _refuse_file_id(match["part"])
             pictures.append(value)
-        elif name == "mask" and mask is None:
+        elif name == "mask":
+            if mask is not None:
+                raise ApiError(400, "mask is given twice", "mask")
             mask = value
         elif isinstance(value, UploadFile):
             raise ApiError(400, f"{name[:100]}: a file is not expected here", name[:100])
@@ -109,8 +117,8 @@ def _refuse_file_id(part: str | None = None) -> None:
         raise ApiError(400, "input_reference: there is no file store here; send the picture itself", "input_reference")
 
 
-async def _uploaded(source: UploadFile | str) -> bytes:
-    return _from_text(source) if isinstance(source, str) else await source.read()
+async def _uploaded(source: UploadFile | str, name: str = "input_reference") -> bytes:
+    return _from_text(source, name) if isinstance(source, str) else await source.read()
 
 
 def _from_text(text: str, name: str = "input_reference") -> bytes:
