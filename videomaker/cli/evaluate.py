@@ -142,7 +142,7 @@ def run(
         run_suite(
             prepared, task, out, networks, protocol, batch_size=batch_size, plain=plain, shard=part, progress=progress
         )
-    _finish(out, part.count, paper)
+    _finish(out, part.count, paper, plain=plain)
 
 
 @evaluate_app.command("measure", no_args_is_help=True)
@@ -248,17 +248,18 @@ def _highlighted(
     return highlight_suite(suite, out, height=height, width=width, word=word, masks=masks, box=box, finder=finder)
 
 
-def _finish(out: Path, shards: int, paper: str | None) -> None:
+def _finish(out: Path, shards: int, paper: str | None, *, plain: bool = False) -> None:
     """The report, unless other shards have still to come."""
     from videomaker.evaluation.plan import read_plan
-    from videomaker.evaluation.report import collect
+    from videomaker.evaluation.report import PLAIN, collect
 
     plan = read_plan(out)
-    there, asked = len(collect(plan, out)), len(plan.items())
-    if shards > 1 and there < asked:
-        typer.echo(
-            f"{there} of {asked} videos are measured; when every shard is done: videomaker evaluate report {out}"
-        )
+    asked, there = len(plan.items()), {"videos": len(collect(plan, out))}
+    if plain:
+        there["of plain AnimateDiff"] = len(collect(plan, out / PLAIN))
+    if shards > 1 and min(there.values()) < asked:
+        counts = ", ".join(f"{count} of {asked} {what}" for what, count in there.items())
+        typer.echo(f"{counts} are measured; when every shard is done, the same command without --shard reports")
         return
     _write(out, [], paper)
 

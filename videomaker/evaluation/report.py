@@ -48,7 +48,6 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
     if not measured:
         raise InputError(f"{out} holds no measures yet: run `videomaker evaluate run` or `measure` with -o {out}")
     plain = collect(plan, out / PLAIN)
-    asked = len(plan.items())
     rows = {
         "still": _estimates(measured, lambda m, name: m["still"].get(name)),
         "other_subject": _estimates(measured, lambda m, name: m["other_subject"].get(name)),
@@ -59,7 +58,7 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
             "subjects": [subject.name for subject in plan.suite.subjects],
             "prompts": max(len(prompts) for prompts in plan.suite.prompts.values()),
             "seeds": list(plan.suite.seeds),
-            "videos": asked,
+            "videos": len(plan.items()),
             "measured": len(measured),
         },
         "protocol": {"name": plan.protocol, "lines": protocol_named(plan.protocol).describe()},
@@ -72,7 +71,7 @@ def build_report(out: Path, *, paper: str | None = None) -> dict[str, Any]:
         "networks": _networks(measured),
         "made_by": plan.made_by,
         "published": published.table(paper) if paper else None,
-        "notes": _notes(plan, measured, asked),
+        "notes": _notes(plan, measured, plain),
     }
 
 
@@ -130,10 +129,12 @@ def _networks(measured: list[Measures]) -> dict[str, list[str]]:
     return {group: sorted(digests) for group, digests in sorted(found.items())}
 
 
-def _notes(plan: Plan, measured: list[Measures], asked: int) -> list[str]:
-    notes = []
+def _notes(plan: Plan, measured: list[Measures], plain: list[Measures]) -> list[str]:
+    notes, asked = [], len(plan.items())
     if len(measured) < asked:
         notes.append(f"Incomplete: {len(measured)} of {asked} videos are measured.")
+    if 0 < len(plain) < asked:
+        notes.append(f"Incomplete: the row of plain AnimateDiff stands on {len(plain)} of {asked} measurements.")
     for group, digests in _networks(measured).items():
         if len(digests) > 1:
             notes.append(f"{group}: measured by {len(digests)} different networks; measure again with one.")

@@ -91,6 +91,7 @@ def run_suite(
 
     Videos are folders of PNG, so that what is measured is what was generated, also after an interruption. The batches
     are the same however often the run is interrupted and among however many shards they are shared, so the bits are.
+    A shard measures the videos that it makes, whatever the others have done by then.
 
     Raises:
         InputError: see `videomaker.jobs.render`; or results are there that were made otherwise.
@@ -99,15 +100,15 @@ def run_suite(
     prepared = replace(prepared, recipe=recipe)
     made_by = {**asdict(recipe), "components_sha256": prepared.digests}
     plan = Plan(suite, protocol.name, out / "videos", made_by)
-    items = plan.items()
-    jobs = [_job(item, plan.videos) for item in items]
-    pending_jobs(prepared, jobs)  # what was made otherwise is refused while the plan still says how
+    jobs = {_job(item, plan.videos): item for item in plan.items()}
+    pending_jobs(prepared, list(jobs))  # what was made otherwise is refused while the plan still says how
     write_plan(plan, out)
-    batches = shard.of([jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)])
+    batches = shard.of(_in_batches(list(jobs), batch_size))
     warn_of_cut_prompts(prepared.pipe, [job.prompt for job in jobs] + [recipe.settings.negative_prompt])
     compile_for(prepared, batches)
     _generate(prepared, batches, "generating", progress)
-    measure_plan(plan, out, networks, protocol, items=shard.of(items), progress=progress)
+    own = [jobs[job] for batch in batches for job in batch]  # videos of other shards may not be there yet
+    measure_plan(plan, out, networks, protocol, items=own, progress=progress)
     if plain:
         _run_plain(prepared, plan, out, networks, protocol, batch_size, shard, progress)
     return plan
@@ -115,6 +116,10 @@ def run_suite(
 
 def _job(item: Item, folder: Path) -> Job:
     return Job((item.subject.image,), item.prompt.text, item.seed, folder / item.subject.name / item.name)
+
+
+def _in_batches(jobs: Sequence[Job], size: int) -> list[Sequence[Job]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
 def _generate(prepared: Prepared, batches: Sequence[Sequence[Job]], what: str, progress: Progress) -> None:
@@ -150,12 +155,11 @@ def _run_plain(
         for number, text in enumerate(texts)
         for seed in plan.suite.seeds
     }
-    ordered = list(jobs.values())
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    _generate(prepared, shard.of(batches), "plain AnimateDiff", progress)
-    there = [item for item in plan.items() if jobs[item.prompt.text, item.seed].path.is_dir()]
-    videos = {item: jobs[item.prompt.text, item.seed].path for item in there}
-    measure_plan(plan, out / PLAIN, networks, protocol, items=shard.of(there), progress=progress, locate=videos.get)
+    batches = shard.of(_in_batches(list(jobs.values()), batch_size))
+    _generate(prepared, batches, "plain AnimateDiff", progress)
+    own = {job for batch in batches for job in batch}
+    videos = {item: job.path for item in plan.items() if (job := jobs[item.prompt.text, item.seed]) in own}
+    measure_plan(plan, out / PLAIN, networks, protocol, items=list(videos), progress=progress, locate=videos.get)
 
 
 def measure_plan(
