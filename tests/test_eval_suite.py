@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny_metrics import blocks, moving_video, write_networks, write_suite
+from tiny_metrics import moving_video, write_networks, write_suite
 from typer.testing import CliRunner
 
 from videomaker import media
@@ -25,7 +25,7 @@ from videomaker.errors import InputError
 from videomaker.evaluation import metrics
 from videomaker.evaluation.networks import Clip, Dino
 from videomaker.evaluation.suite import read_suite
-from videomaker.evaluation.videos import read_video, through_gif
+from videomaker.evaluation.videos import read_video
 
 NAMES = ("clip_t", "clip_i", "dino_i", "face", "t_cons", "dd")
 
@@ -195,14 +195,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_report(models, tmp_pa
     output = last.communicate(timeout=500)[0].decode()
     assert last.returncode == 0, output
     assert (out / "report.json").read_bytes() == expected
-
-
-def test_a_gif_round_trip_keeps_every_frame():
-    """Also frames that are equal, which Pillow merges into one that lasts longer."""
-    frames = np.stack([blocks(0), blocks(0), blocks(1), blocks(1), blocks(1), blocks(2)])
-    through = through_gif(frames, 8)
-    assert through.shape == frames.shape
-    assert np.abs(through.astype(int) - frames).mean() < 3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from math import gcd
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,11 +24,12 @@ from videomaker.pictures import MAX_PIXELS, decode_reference, load_labels, load_
 
 __all__ = [
     "MAX_PIXELS", "contact_sheet", "decode_reference", "default_upscale", "enlarge", "fit_reference",
-    "list_images", "load_labels", "load_reference", "local_url", "read_frames", "sheet_row", "write",
-    "write_frames", "write_gif", "write_mp4",
+    "gif_repeats", "list_images", "load_labels", "load_reference", "local_url", "read_frames", "read_gif",
+    "sheet_row", "write", "write_frames", "write_gif", "write_mp4",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+GIF_TICK = 10  # milliseconds: what durations are counted in
 DRAWING_SIDE = 64  # pictures up to this are enlarged without smoothing
 _DIGITS = re.compile(r"([0-9]+)")
 SHEET_FRAMES = 8
@@ -116,16 +118,17 @@ def local_url(path: str | os.PathLike) -> str:
     return f"file:{path}"
 
 
-def write_gif(path: Path | BinaryIO, frames: np.ndarray, *, fps: float) -> None:
+def write_gif(path: Path, frames: np.ndarray, *, fps: float) -> None:
     """Writes a looping GIF with one palette for all frames, so that still parts do not flicker.
 
-    GIF counts in hundredths of a second: durations are rounded so that their sum stays right.
+    GIF counts in hundredths of a second: durations are rounded so that their sum stays right. Pillow writes frames that
+    are equal as one that lasts longer, which `read_frames` undoes.
     """
     num_frames, height, width, _ = frames.shape
     palette = Image.fromarray(frames.reshape(num_frames * height, width, 3)).quantize(256)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
     starts = [round(100 * index / fps) for index in range(num_frames + 1)]
-    durations = [10 * (end - start) for start, end in pairwise(starts)]  # milliseconds
+    durations = [GIF_TICK * (end - start) for start, end in pairwise(starts)]  # milliseconds
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
@@ -135,15 +138,50 @@ def write_frames(folder: Path, frames: np.ndarray) -> None:
         Image.fromarray(frame).save(folder / f"{index:04d}.png")
 
 
-def read_frames(path: Path) -> np.ndarray:
-    """The frames `[F, H, W, 3]` of an mp4, a GIF, or a folder of PNG, in the order of the numbers in their names."""
+def read_frames(path: Path, *, fps: float = 8) -> np.ndarray:
+    """The frames `[F, H, W, 3]` of an mp4, a GIF, or a folder of PNG, in the order of the numbers in their names.
+
+    Frames that a GIF holds once, for longer, come as often as they are shown; `fps` as in `gif_repeats`.
+    """
     if path.is_dir():
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in _numbered(path)])
     if path.suffix == ".gif":
-        with Image.open(path) as image:
-            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+        frames, durations = read_gif(path)
+        return frames.repeat(gif_repeats(durations, fps), axis=0)
     with av.open(local_url(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def read_gif(file: Path | BinaryIO) -> tuple[np.ndarray, list[int]]:
+    """The frames `[F, H, W, 3]` that a GIF holds, and how long each is shown in milliseconds (0: it does not say)."""
+    with Image.open(file) as image:
+        shown = ((frame.convert("RGB"), frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(image))
+        frames, durations = zip(*((np.asarray(frame), duration) for frame, duration in shown), strict=True)
+    return np.stack(frames), list(durations)
+
+
+def gif_repeats(durations: Sequence[int], fps: float) -> list[int]:
+    """How many frames of a video each of a GIF's stands for: Pillow writes equal ones as one that lasts longer.
+
+    All durations are multiples of what a frame of the video lasts, but for the hundredth of a second that a GIF rounds
+    to: that of `fps`, or else the shortest of them, or half, a third, a quarter of it.
+
+    Args:
+        durations: of `read_gif`.
+        fps: how fast the video probably is; alone decides for one that stands still.
+    """
+    shortest, usual = min(durations), 1000 / fps
+    if len(durations) == 1:
+        return [max(1, round(shortest / usual))]
+    if shortest <= 0:
+        return [1] * len(durations)
+    spans = [(shortest + rest) / parts for parts in (1, 2, 3, 4) for rest in range(GIF_TICK)]
+    for span in (usual, int(usual), *spans):  # diffusers' export_to_gif cuts milliseconds
+        repeats = [round(duration / span) for duration in durations]
+        fits = all(abs(duration - span * times) <= GIF_TICK for duration, times in zip(durations, repeats, strict=True))
+        if fits and all(repeats) and gcd(*repeats) == 1:
+            return repeats
+    return [round(duration / shortest) for duration in durations]  # it keeps no rate
 
 
 def _numbered(folder: Path) -> list[Path]:

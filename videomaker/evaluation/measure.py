@@ -25,6 +25,9 @@ from .protocol import Protocol
 from .suite import Item, Subject
 from .videos import read_video, through_gif, video_rate
 
+# 2: a GIF's frames are as many as it shows.
+MEASURES_VERSION = 2
+
 
 @dataclass
 class ReferencePicture:
@@ -88,6 +91,7 @@ class Measurer:
         """
         other = self._other(item.subject)
         made_from: dict[str, Any] = {
+            "version": MEASURES_VERSION,
             "protocol": self.protocol.name,
             "video_sha256": file_digest(video),
             "reference_sha256": self.references[item.subject.name].digest,
@@ -99,7 +103,7 @@ class Measurer:
         old = old if old and old["made_from"] == made_from else None
         if old and all(self._kept(old, group) for group in ALL_GROUPS):
             return old
-        frames = read_video(video)
+        frames = read_video(video, fps=self.fps)
         result: dict[str, Any] = {
             "subject": item.subject.name,
             "prompt_index": item.index,

@@ -50,14 +50,14 @@ def _stem(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def read_video(path: Path) -> np.ndarray:
-    """The frames `[F, H, W, 3]` of uint8.
+def read_video(path: Path, *, fps: float = 8) -> np.ndarray:
+    """The frames `[F, H, W, 3]` of uint8; `fps` is the rate where the file leaves it open.
 
     Raises:
         InputError: the file cannot be read, or holds no frame.
     """
     try:
-        frames = media.read_frames(path)
+        frames = media.read_frames(path, fps=fps)
     except Exception as error:  # each decoder complains of damage in its own way
         reason = first_line(error)
         raise InputError(f"video {path} cannot be read: {reason}") from error
@@ -67,13 +67,13 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def video_rate(path: Path, default: float) -> float:
-    """Frames a second as the file says; `default` for a folder of frames."""
+    """Frames a second as the file says; `default` for a folder of frames and for a GIF that is one picture."""
     if path.is_dir():
         return default
     if path.suffix == ".gif":
-        with Image.open(path) as image:
-            duration = image.info.get("duration", 0)
-        return 1000 / duration if duration else default
+        _, durations = media.read_gif(path)
+        total = sum(durations)
+        return 1000 * sum(media.gif_repeats(durations, default)) / total if total else default
     with av.open(str(path)) as container:
         rate: Fraction | None = container.streams.video[0].average_rate
     return float(rate) if rate else default

@@ -270,8 +270,10 @@ def write_contact_sheet(path: Path, jobs: Sequence[Job]) -> None:
     """Writes one picture with a row for each finished video: its references, then its frames."""
     rows = []
     for job in jobs:
-        factor = record.read_record(record.record_path(job.path))["output"]["upscale"]
-        frames = media.read_frames(job.path)[:, factor // 2 :: factor, factor // 2 :: factor]
+        made = record.read_record(record.record_path(job.path))
+        factor = made["output"]["upscale"]
+        frames = media.read_frames(job.path, fps=made["settings"]["fps"])
+        frames = frames[:, factor // 2 :: factor, factor // 2 :: factor]
         references = [media.load_reference(reference) for reference in job.references]
         rows.append(media.sheet_row(references, frames, f"{job.prompt}  (seed {job.seed})"))
     with atomic_path(path) as temporary:
