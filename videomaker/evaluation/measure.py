@@ -25,7 +25,7 @@ from .protocol import Protocol
 from .suite import Item, Subject
 from .videos import read_video, through_gif, video_rate
 
-# 2: a GIF's frames are as many as it shows.
+# 2: a GIF's frames are as many as it shows; the authors' protocol goes through their GIF.
 MEASURES_VERSION = 2
 
 
@@ -219,7 +219,7 @@ class _Measuring:
 
     def _flow(self, network: Raft | Dis, result: dict[str, Any]) -> None:
         protocol = self.measurer.protocol
-        frames = through_gif(self.frames, self.fps) if protocol.flow_through_gif else self.frames
+        frames = through_gif(self.frames) if protocol.flow_through_gif else self.frames
         frames = frames[:: metrics.flow_stride(self.fps, protocol.flow_rate)]
         if len(frames) < 2:
             result["metrics"]["dd"] = _without("one frame only")

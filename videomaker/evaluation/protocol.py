@@ -28,7 +28,7 @@ class Protocol:
         reference_face: which face of a reference counts; of a frame it is always the largest.
         reference_face_side: the reference is stretched to a square of so many pixels before its face is looked for;
             0 leaves it as it is.
-        flow_through_gif: whether the dynamic degree is measured on frames that went through a GIF file.
+        flow_through_gif: whether the dynamic degree is measured on frames that went through a GIF file of diffusers'.
         flow_rate: frames a second between which flow is measured, by VBench's stride; 0 takes every frame.
     """
 
@@ -42,6 +42,7 @@ class Protocol:
     def describe(self) -> list[str]:
         """One line a choice, for the foot of a report."""
         stride = f"VBench's stride to {self.flow_rate} frames a second" if self.flow_rate else "every frame, no stride"
+        gif = "through a GIF as diffusers writes it"
         side = f", stretched to {self.reference_face_side} pixels" if self.reference_face_side else ""
         return [
             "CLIP-T, CLIP-I, T.Cons: cosines of CLIP embeddings of all frames, not clipped; the reference as it is, "
@@ -49,7 +50,7 @@ class Protocol:
             "DINO-I: cosines of DINO's class token of the last hidden state",
             f"Face: largest face of a frame, {self.reference_face} face of the reference{side}; channels in the order "
             f"{self.face_channels.upper()}; frames without a face left out, and videos without any",
-            f"Dynamic degree: {stride}; frames {'through a GIF' if self.flow_through_gif else 'as they are'}; a pair "
+            f"Dynamic degree: {stride}; frames {gif if self.flow_through_gif else 'as they are'}; a pair "
             "moves above 6·min(H, W)/256 pixels (mean of the largest 5 %), a video with round(4·N/16) such pairs",
             "Averages: over a subject's videos, then over subjects; intervals: a bootstrap over both",
         ]

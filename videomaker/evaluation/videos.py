@@ -16,6 +16,7 @@ from videomaker.errors import InputError, first_line
 from .suite import Item, Suite
 
 SUFFIXES = (".mp4", ".gif")
+_SHOWN = 100  # milliseconds a frame; export_to_gif's default
 
 
 def find_video(folder: Path, item: Item) -> Path | None:
@@ -79,16 +80,9 @@ def video_rate(path: Path, default: float) -> float:
     return float(rate) if rate else default
 
 
-def through_gif(frames: np.ndarray, fps: float) -> np.ndarray:
-    """What is left of frames in a GIF file: 256 colours."""
-    file = BytesIO()
-    media.write_gif(file, frames, fps=fps)
-    with Image.open(BytesIO(file.getvalue())) as image:
-        kept = []
-        for index in range(getattr(image, "n_frames", 1)):
-            image.seek(index)
-            kept.append((np.asarray(image.convert("RGB")), image.info.get("duration", 0)))
-    # Pillow merges frames that are equal into one that lasts longer.
-    times = np.cumsum([0, *(duration for _, duration in kept)])[:-1]
-    starts = [10 * round(100 * index / fps) for index in range(len(frames))]
-    return np.stack([kept[np.searchsorted(times, start, side="right") - 1][0] for start in starts])
+def through_gif(frames: np.ndarray) -> np.ndarray:
+    """What is left of frames in a GIF of diffusers' `export_to_gif`: 256 colours fitted to each, not dithered."""
+    file, (first, *others) = BytesIO(), map(Image.fromarray, frames)
+    first.save(file, "GIF", save_all=True, append_images=others, optimize=False, duration=_SHOWN, loop=0)
+    kept, durations = media.read_gif(file)
+    return kept.repeat([duration // _SHOWN for duration in durations], axis=0)
