@@ -6,7 +6,9 @@ from generating import generate
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
+from videomaker import VideoMakerPipeline
 from videomaker.cli import app
+from videomaker.jobs.record import _json_digest, component_digests
 
 
 def test_a_picture_whose_name_is_no_text_is_recorded_and_found_again(tmp_path):
@@ -31,3 +33,18 @@ def test_a_record_keeps_letters_as_they_are(tmp_path):
     assert code == 0, output
     (file,) = (tmp_path / "out").glob("*.json")
     assert "é.png" in file.read_text(encoding="utf-8") and json.loads(file.read_text(encoding="utf-8")) == record
+
+
+def test_digests_tell_a_pipeline_without_pisa():
+    """It makes other frames of the same weights; with PISA the digest is that of records made before it was asked."""
+    pipe = tiny_pipeline()
+    without = VideoMakerPipeline(**tiny_pipeline().components, use_pisa=False)
+    found, other = component_digests(pipe), component_digests(without)
+    assert [name for name in found if found[name] != other[name]] == ["configuration"]
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    before = {
+        "scheduler": scheduler,
+        "scaling_factor": pipe.vae.config.scaling_factor,
+        "reference_cross_attention": pipe.config.reference_cross_attention,
+    }
+    assert found["configuration"] == _json_digest(before)

@@ -47,6 +47,7 @@ def _configuration(pipe: Any) -> dict[str, Any]:
         "scheduler": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
         "scaling_factor": pipe.vae.config.scaling_factor,
         "reference_cross_attention": pipe.config.reference_cross_attention,
+        **({} if pipe.config.use_pisa else {"use_pisa": False}),  # said where it is off: older records stay valid
     }
 
 
