@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny_metrics import moving_video, write_networks, write_suite
+from tiny_metrics import blocks, moving_video, write_networks, write_suite
 from typer.testing import CliRunner
 
 from videomaker import media
@@ -148,6 +148,23 @@ def test_two_reports_are_compared_video_by_video(models, tmp_path):
     assert found["t_cons"]["mean"] == pytest.approx(means[0] - means[1])
     assert found["t_cons"]["count"] == 8
     assert "This report minus the other" in (tmp_path / "one" / "report.md").read_text()
+
+
+def test_videos_are_compared_against_the_same_pictures(models, tmp_path):
+    """Of two runs whose references of s1 differ, only s0 tells of the subject."""
+    suite = write_suite(tmp_path / "suite", subjects=2, prompts=2)
+    videos = write_videos(tmp_path / "videos")
+    for name in ("one", "two"):
+        assert evaluate("measure", videos, suite, "-o", tmp_path / name, "--models", models).exit_code == 0
+        Image.fromarray(blocks(7)).save(suite / "s1.png")
+    assert evaluate("report", tmp_path / "one", tmp_path / "two").exit_code == 0
+    found = json.loads((tmp_path / "one" / "differences.json").read_text())[str(tmp_path / "two")]
+    assert {name: value["count"] for name, value in found.items()} == {
+        "clip_t": 8, "clip_i": 4, "t_cons": 8, "dino_i": 4,
+    }  # fmt: skip
+    assert all(value["mean"] == value["low"] == value["high"] == 0 for value in found.values())
+    note = "- CLIP-I, DINO-I, Face: without 4 videos that were measured against other reference pictures"
+    assert note in (tmp_path / "one" / "report.md").read_text().splitlines()
 
 
 def test_shards_share_the_work_and_the_last_reports(models, tmp_path):

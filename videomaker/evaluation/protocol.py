@@ -8,6 +8,7 @@ from typing import Literal
 from videomaker.errors import InputError
 
 METRICS = ("clip_t", "clip_i", "dino_i", "face", "t_cons", "dd")
+AGAINST_REFERENCE = ("clip_i", "dino_i", "face")
 TITLES = {
     "clip_t": "CLIP-T",
     "clip_i": "CLIP-I",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .kit import GROUP_OF
 from .measure import measures_path, read_measures
 from .opens2v import OPENS2V, UNAVAILABLE
 from .plan import Plan, read_plan
-from .protocol import METRICS, protocol_named
+from .protocol import AGAINST_REFERENCE, METRICS, TITLES, protocol_named
 
 PLAIN = "plain"  # the folder of plain AnimateDiff's measures, below the results
 Measures = dict[str, Any]
@@ -150,8 +150,17 @@ def _notes(plan: Plan, measured: list[Measures], plain: list[Measures]) -> list[
     return notes
 
 
-def compare(out: Path, other: Path) -> dict[str, Any]:
-    """The paired difference of two reports of one suite, out minus other: `{metric: {mean, low, high, count}}`.
+@dataclass(frozen=True)
+class Comparison:
+    """The paired differences of two reports, `{metric: {mean, low, high, count}}`, and what is not in them."""
+
+    differences: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+
+def compare(out: Path, other: Path) -> Comparison:
+    """The paired differences of two reports of one suite, out minus other; of what is measured against a reference,
+    those of videos that were measured against the same picture.
 
     Raises:
         InputError: one of them holds no results, they share no video, or their protocols or networks differ.
@@ -164,16 +173,28 @@ def compare(out: Path, other: Path) -> dict[str, Any]:
         raise InputError(f"{out} was measured by {plans[out].protocol!r} and {other} by {plans[other].protocol!r}")
     ours, theirs = _networks(values[out]), _networks(values[other])
     result = {}
-    for name in GROUP_OF:
-        group = GROUP_OF[name]
+    for name, group in GROUP_OF.items():
         if ours.get(group) != theirs.get(group):
             continue  # another network's numbers: not comparable
         difference = paired_difference(_by_video(values[out], name), _by_video(values[other], name))
         if difference:
             result[name] = asdict(difference)
+    notes = _of_other_pictures(values[out], values[other])
     if not result:
-        raise InputError(f"{out} and {other} share no video that the same networks measured: nothing can be paired")
-    return result
+        why = "; ".join(["nothing can be paired", *notes])
+        raise InputError(f"{out} and {other} share no video that the same networks measured: {why}")
+    return Comparison(result, notes)
+
+
+def _of_other_pictures(ours: list[Measures], theirs: list[Measures]) -> tuple[str, ...]:
+    """What is said of videos that the two measured against different pictures."""
+    mine, others = (
+        {(m["subject"], m["prompt"], m["seed"]): m["made_from"]["reference_sha256"] for m in measured}
+        for measured in (ours, theirs)
+    )
+    count = sum(mine[video] != others[video] for video in mine.keys() & others.keys())
+    titles = ", ".join(TITLES[name] for name in AGAINST_REFERENCE)
+    return (f"{titles}: without {count} videos that were measured against other reference pictures",) if count else ()
 
 
 def _by_video(measured: list[Measures], name: str) -> Mapping[str, Mapping[str, float]]:
@@ -181,5 +202,7 @@ def _by_video(measured: list[Measures], name: str) -> Mapping[str, Mapping[str, 
     for measures in measured:
         if (value := _value(measures, name)) is not None:
             video = f"{measures['prompt']}\0{measures['seed']}"
+            if name in AGAINST_REFERENCE:
+                video += f"\0{measures['made_from']['reference_sha256']}"
             found.setdefault(measures["subject"], {})[video] = value
     return found

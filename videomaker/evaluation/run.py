@@ -260,7 +260,8 @@ def write_report(out: Path, others: Iterable[Path] = (), *, paper: str | None = 
         "videos.csv": tables.comma_separated(measured),
     }
     if comparisons:
-        texts["differences.json"] = to_json(comparisons, indent=2) + "\n"
+        differences = {name: comparison.differences for name, comparison in comparisons.items()}
+        texts["differences.json"] = to_json(differences, indent=2) + "\n"
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 from .opens2v import OPENS2V
 from .opens2v import TITLES as OPENS2V_TITLES
 from .protocol import METRICS, TITLES
+from .report import Comparison
 
 _ROWS = {
     "still": "the reference held still (copies best)",
@@ -18,12 +19,12 @@ _ROWS = {
 }
 
 
-def markdown(report: dict[str, Any], comparisons: Mapping[str, dict[str, Any]], pictures: Sequence[str]) -> str:
+def markdown(report: dict[str, Any], comparisons: Mapping[str, Comparison], pictures: Sequence[str]) -> str:
     """The report as Markdown.
 
     Args:
         report: of `videomaker.evaluation.report.build_report`.
-        comparisons: other reports' names, and the paired differences to them.
+        comparisons: with other reports, by their names.
         pictures: files beside the report to show.
     """
     suite = report["suite"]
@@ -42,8 +43,9 @@ def markdown(report: dict[str, Any], comparisons: Mapping[str, dict[str, Any]], 
         )
     if report["opens2v"]:
         parts += ["## OpenS2V-Eval's measures", *_opens2v(report["opens2v"])]
-    for name, differences in comparisons.items():
-        parts += [f"## Against {name}", "This report minus the other, video by video.", _differences(differences)]
+    for name, comparison in comparisons.items():
+        parts += [f"## Against {name}", "This report minus the other, video by video."]
+        parts += [_differences(comparison.differences), "\n".join(f"- {note}" for note in comparison.notes)]
     parts += [_split("By kind of prompt", report["by_kind"]), _split("By subject", report["by_subject"])]
     parts += [f"![{name}]({name})" for name in pictures]
     parts += ["## How it was measured", "\n".join(f"- {line}" for line in _foot(report))]
