@@ -53,6 +53,13 @@ def test_shards_measure_all_that_they_make(run, tmp_path, batch_size, count):
     assert len(collect(plan, tmp_path / "out")) == len(collect(plan, tmp_path / "out" / PLAIN)) == 8
 
 
+def test_motion_is_measured_at_the_rate_of_the_run(run, tmp_path):
+    """12 frames a second, where the suite says 8: the files are PNG, which do not tell."""
+    plan = run(tmp_path / "out", Shard(), 8)
+    for folder in (tmp_path / "out", tmp_path / "out" / PLAIN):
+        assert {measures["made_from"]["fps"] for measures in collect(plan, folder)} == {12}
+
+
 def test_what_shards_have_left_is_said(run, tmp_path, capsys):
     run(tmp_path / "out", Shard(1, 2), 2)
     _finish(tmp_path / "out", 2, None, plain=True)

@@ -39,7 +39,7 @@ def write_sheets(out: Path, plan: Plan, measured: Sequence[dict[str, Any]], metr
                 value = measures["metrics"][metric]["value"]
                 caption = f"{TITLES[metric]} {value:.3f}   {item.subject.name} {item.name}   {item.prompt.text}"
                 reference = media.load_reference(item.subject.image)
-                rows.append(media.sheet_row([reference], read_video(video, fps=plan.suite.fps), caption))
+                rows.append(media.sheet_row([reference], read_video(video, fps=plan.fps), caption))
         if rows:
             _save(media.contact_sheet(rows), out / name)
             names.append(name)

@@ -35,6 +35,11 @@ class Plan:
     videos: Path
     made_by: dict[str, Any] | None = None
 
+    @property
+    def fps(self) -> float:
+        """Frames a second of videos whose files do not tell: what ours were made at, or else what the suite says."""
+        return self.made_by["settings"]["fps"] if self.made_by else self.suite.fps
+
     def items(self) -> list[Item]:
         """Every video asked for."""
         return self.suite.items()

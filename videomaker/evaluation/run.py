@@ -188,7 +188,7 @@ def measure_plan(
     items = plan.items() if items is None else items
     locate = locate or (lambda item: find_video(plan.videos, item))
     references = {subject.name: ReferencePicture(subject.image, networks, protocol) for subject in plan.suite.subjects}
-    measurer = Measurer(protocol, networks, references, plan.suite.fps)
+    measurer = Measurer(protocol, networks, references, plan.fps)
     found = 0
     for number, item in enumerate(items):
         progress("measuring", number, len(items))

@@ -59,7 +59,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is generated and measured. `fps` is that of videos whose files do not tell, such as folders of PNG."""
+    """What is generated and measured. `fps` is that of others' videos whose files do not tell, such as PNG folders."""
 
     subjects: tuple[Subject, ...]
     prompts: dict[str, tuple[Prompt, ...]]  # by subject
