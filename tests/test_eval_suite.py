@@ -133,6 +133,20 @@ def test_only_what_changed_is_measured_again(models, tmp_path, monkeypatch):
     assert calls and json.loads(file.read_text())["metrics"]["clip_i"] != first["metrics"]["clip_i"]
 
 
+def test_a_renamed_heading_is_renamed_in_the_report(models, tmp_path, monkeypatch):
+    """Without measuring again."""
+    suite = write_suite(tmp_path / "suite", subjects=2, prompts=2)
+    values = yaml.safe_load((suite / "suite.yaml").read_text())
+    one, two = values["prompts"]
+    (suite / "suite.yaml").write_text(yaml.safe_dump(values | {"prompts": "prompts.txt"}))
+    command = ("measure", write_videos(tmp_path / "v"), suite, "-o", tmp_path / "out", "--models", models)
+    for headings in (("slow", "fast"), ("standing", "moving")):
+        (suite / "prompts.txt").write_text(f"# {headings[0]}\n{one}\n# {headings[1]}\n{two}\n")
+        assert evaluate(*command).exit_code == 0
+        assert tuple(json.loads((tmp_path / "out" / "report.json").read_text())["by_kind"]) == headings
+        monkeypatch.setattr(Clip, "pictures", lambda self, images: pytest.fail("measured again"))
+
+
 def test_two_reports_are_compared_video_by_video(models, tmp_path):
     suite = write_suite(tmp_path / "suite", subjects=2, prompts=2)
     for name, step in (("one", 3), ("two", 1)):

@@ -99,24 +99,21 @@ class Measurer:
             "prompt": item.prompt.text,
             "fps": video_rate(video, self.fps),
         }
-        old = read_measures(out)
-        old = old if old and old["made_from"] == made_from else None
-        if old and all(self._kept(old, group) for group in ALL_GROUPS):
-            return old
-        frames = read_video(video, fps=self.fps)
-        result: dict[str, Any] = {
+        about: dict[str, Any] = {
             "subject": item.subject.name,
             "prompt_index": item.index,
             "prompt": item.prompt.text,
             "kind": item.prompt.kind,
             "seed": item.seed,
-            "num_frames": len(frames),
-            "made_from": made_from,
-            "networks": {},
-            "metrics": {},
-            "still": {},
-            "other_subject": {},
         }
+        old = read_measures(out)
+        old = old if old and old["made_from"] == made_from else None
+        if old and all(self._kept(old, group) for group in ALL_GROUPS):
+            result = old | about  # a heading of prompts may have another name by now
+            return result if result == old else _write(out, result)
+        frames = read_video(video, fps=self.fps)
+        parts: dict[str, Any] = {"networks": {}, "metrics": {}, "still": {}, "other_subject": {}}
+        result = {**about, "num_frames": len(frames), "made_from": made_from, **parts}
         measuring = _Measuring(self, frames, made_from["fps"], self.references[item.subject.name], other)
         for group, names in ALL_GROUPS.items():
             if old and self._kept(old, group):
@@ -125,9 +122,7 @@ class Measurer:
                 measuring.run(group, item.prompt.text, result)
             elif group in self.networks.missing:
                 result["metrics"] |= {name: _without(self.networks.missing[group]) for name in names}
-        with atomic_path(out) as temporary:
-            temporary.write_text(to_json(result, indent=1) + "\n", encoding="utf-8")
-        return result
+        return _write(out, result)
 
     def _kept(self, old: dict[str, Any], group: str) -> bool:
         """Whether an earlier measurement stands: by the same network, or by one that is not at hand any more."""
@@ -260,6 +255,12 @@ def _take(result: dict[str, Any], old: dict[str, Any], group: str) -> None:
         result["networks"][group] = old["networks"][group]
     for part in ("metrics", "still", "other_subject"):
         result[part] |= {name: old[part][name] for name in ALL_GROUPS[group] if name in old[part]}
+
+
+def _write(out: Path, measures: dict[str, Any]) -> dict[str, Any]:
+    with atomic_path(out) as temporary:
+        temporary.write_text(to_json(measures, indent=1) + "\n", encoding="utf-8")
+    return measures
 
 
 def measures_path(out: Path, item: Item) -> Path:
