@@ -1,6 +1,7 @@
 """Networks that measure, tiny and random in their real formats, against independent computations."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tiny_metrics import blocks, write_networks
 
@@ -72,6 +74,18 @@ def test_embeddings_do_not_depend_on_the_batch(models, pictures, network):
     together = found.pictures(pictures * 15)  # more than one batch
     alone = np.concatenate([found.pictures([picture]) for picture in pictures])
     np.testing.assert_allclose(together, np.tile(alone, (15, 1)), atol=2e-6)
+
+
+@pytest.mark.parametrize(("network", "kind"), [(Clip, "CLIPModel"), (Dino, "ViTModel")])
+def test_files_in_half_precision_are_computed_in_single(models, pictures, tmp_path, network, kind):
+    """transformers 5 would compute in the file's: what is left is the rounding of the weights, 2⁻¹¹ of each."""
+    whole, folder = network(models / network.__name__.lower(), "cpu"), tmp_path / "half"
+    shutil.copytree(models / network.__name__.lower(), folder)
+    options = {"add_pooling_layer": False} if network is Dino else {}
+    getattr(transformers, kind).from_pretrained(folder, **options).half().save_pretrained(folder)
+    half = network(folder, "cpu")
+    assert half.model.dtype == torch.float32
+    np.testing.assert_allclose(half.pictures(pictures), whole.pictures(pictures), atol=1e-2)
 
 
 def test_long_texts_are_cut_where_clip_stops(models):

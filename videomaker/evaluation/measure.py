@@ -25,7 +25,8 @@ from .protocol import Protocol
 from .suite import Item, Subject
 from .videos import read_video, through_gif, video_rate
 
-# 2: a GIF's frames are as many as it shows; the authors' protocol goes through their GIF.
+# 2: a GIF's frames are as many as it shows; the authors' protocol goes through their GIF; CLIP and DINO
+# compute in float32.
 MEASURES_VERSION = 2
 
 

@@ -1,5 +1,5 @@
 """The networks that measure, from local folders: frames to embeddings. Each video goes through alone, so its numbers do
-not depend on what else is measured.
+not depend on what else is measured. They compute in float32, whatever their files hold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Clip:
         self.digest = folder_digest(folder)
         self.processor = load_whole(CLIPImageProcessorPil, folder)
         self.tokenizer = load_whole(CLIPTokenizer, folder)
-        self.model = load_whole(CLIPModel, folder).to(device).eval()
+        self.model = load_whole(CLIPModel, folder, dtype=torch.float32).to(device).eval()
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -71,7 +71,7 @@ class Dino:
 
         self.digest = folder_digest(folder)
         self.processor = load_whole(ViTImageProcessorPil, folder)
-        self.model = load_whole(ViTModel, folder, add_pooling_layer=False).to(device).eval()
+        self.model = load_whole(ViTModel, folder, add_pooling_layer=False, dtype=torch.float32).to(device).eval()
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:

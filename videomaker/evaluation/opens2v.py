@@ -71,7 +71,7 @@ class Aesthetic:
         if len(files) != 1:
             raise MissingNetwork(f"{folder} holds {len(files)} .pth files: {self.HINT}")
         self.processor = load_whole(CLIPImageProcessorPil, folder)
-        self.model = load_whole(CLIPModel, folder).to(device).eval()
+        self.model = load_whole(CLIPModel, folder, dtype=torch.float32).to(device).eval()
         self.layers = _linear_layers(files[0], self.model.config.projection_dim, device)
         self.digest = folder_digest(folder)
 
