@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tiny_metrics import blocks, write_networks
 
 from videomaker.errors import InputError
 from videomaker.evaluation import metrics
-from videomaker.evaluation.faces import Face, largest_face
+from videomaker.evaluation.faces import Face, InsightFace, largest_face
 from videomaker.evaluation.flow import UPDATES, Dis, Raft
 from videomaker.evaluation.kit import open_networks
 from videomaker.evaluation.networks import Clip, Dino, MissingNetwork
@@ -169,6 +170,26 @@ def test_another_models_folder_is_refused(models, tmp_path):
 def test_the_largest_face_counts():
     small, large = Face(10, np.ones(2)), Face(90, np.zeros(2))
     assert largest_face([small, large]) is large and largest_face([]) is None
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("cuda:1", 1), ("cuda", 0), ("cpu", None)])
+def test_faces_are_looked_for_on_the_device_that_is_asked_for(tmp_path, monkeypatch, device, gpu):
+    """Of onnxruntime's providers the CUDA one takes the first GPU, unless it is told which."""
+    asked = []
+
+    def get_model(file, providers):
+        asked.append(providers)
+        return SimpleNamespace(taskname=Path(file).stem, prepare=lambda **options: None)
+
+    for name, content in {"app.common": {"Face": dict}, "model_zoo": {"get_model": get_model}}.items():
+        monkeypatch.setitem(sys.modules, f"insightface.{name}", SimpleNamespace(**content))
+    for name in ("insightface", "insightface.app"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+    for name in ("detection", "recognition"):
+        (tmp_path / f"{name}.onnx").touch()
+    InsightFace(tmp_path, device, "bgr")
+    cuda = [] if gpu is None else [("CUDAExecutionProvider", {"device_id": gpu})]
+    assert asked == [[*cuda, "CPUExecutionProvider"]] * 2
 
 
 @pytest.fixture(scope="session")

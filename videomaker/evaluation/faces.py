@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from .networks import MissingNetwork, folder_digest
 
@@ -42,7 +43,9 @@ class InsightFace:
             from insightface.model_zoo import get_model
         except ImportError as error:
             raise MissingNetwork(f"insightface cannot be imported: pip install 'videomaker[face]' ({error})") from error
-        providers = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+        place = torch.device(device)
+        gpu = place.index or 0
+        providers = [("CUDAExecutionProvider", {"device_id": gpu})] if place.type == "cuda" else []
         models: dict[str, Any] = {}
         for file in sorted(folder.glob("*.onnx")):
             model = get_model(str(file), providers=[*providers, "CPUExecutionProvider"])
@@ -50,7 +53,7 @@ class InsightFace:
         if "detection" not in models or "recognition" not in models:
             raise MissingNetwork(f"{folder} has no detector or no recognizer: {self.HINT}")
         self._detector, self._recognizer, self._found = models["detection"], models["recognition"], Found
-        self._detector.prepare(ctx_id=0 if providers else -1, input_size=(DETECTION_SIDE, DETECTION_SIDE))
+        self._detector.prepare(ctx_id=gpu if providers else -1, input_size=(DETECTION_SIDE, DETECTION_SIDE))
         self._channels = channels
         self.digest = f"{folder_digest(folder)} {channels}"
 
