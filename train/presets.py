@@ -33,7 +33,9 @@ def paper_object() -> TrainConfig:
 
 
 def authors_human() -> TrainConfig:
-    """People, as the authors' published code behaves where it differs from the paper."""
+    """People, as the authors' published code behaves where it differs from the paper; but a dropped reference, to whose
+    zeros it adds noise to be predicted, is the zeros that guidance shows.
+    """
     return replace(
         paper_human(),
         precision="fp16",
