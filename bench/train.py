@@ -79,7 +79,7 @@ def build(options: argparse.Namespace, case: Case, device: str) -> tuple[Denoise
     if options.model == "sd15":
         pipeline = sd15_pipeline(device=device, dtype=dtype, attention_backend=options.backend)
     else:
-        pipeline = VideoMakerPipeline.from_pretrained(options.model, torch_dtype=dtype).to(device)
+        pipeline = VideoMakerPipeline.from_pretrained(options.model, dtype=dtype).to(device)
     return prepare_denoiser(pipeline, config), config, pipeline.vae_scale_factor
 
 

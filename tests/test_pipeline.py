@@ -210,11 +210,13 @@ def test_save_and_reload_keep_processors_and_numbers(tmp_path):
     assert torch.equal(run(again, "a fox", picture()), run(pipe, "a fox", picture()))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("asked", [None, torch.float16, {"text_encoder": torch.float16}])
-def test_every_part_loads_in_the_dtype_that_was_asked_for(tmp_path, asked):
-    """float32 by default, whatever the files hold."""
+def test_every_part_loads_in_the_dtype_that_was_asked_for(tmp_path, asked, name):
+    """float32 by default, whatever the files hold; by either name, without a warning of the other."""
     tiny_pipeline().to(dtype=torch.bfloat16).save_pretrained(tmp_path)
-    pipe = VideoMakerPipeline.from_pretrained(tmp_path, **{"torch_dtype": asked} if asked else {})
+    pipe = VideoMakerPipeline.from_pretrained(tmp_path, **{name: asked} if asked else {})
     everywhere = asked if isinstance(asked, torch.dtype) else torch.float32
     text = asked["text_encoder"] if isinstance(asked, dict) else everywhere
     assert (pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (everywhere, everywhere, text)

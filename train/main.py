@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             print(save_config(config), flush=True)
             if options.memory:
+                _quiet()
                 from videomaker.train.memory_report import report
 
                 for line in report(config):

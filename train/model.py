@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from videomaker.attention import PisaAttnProcessor, drop_layout, install_pisa, trainable_names
 from videomaker.denoising import PREDICTION_TYPES, predict_noise
+from videomaker.environment import dtype_option
 from videomaker.errors import InputError
 from videomaker.pipeline import VideoMakerPipeline
 
@@ -169,10 +170,10 @@ def load_pipeline(
     for name in model.from_scratch:
         arguments[name] = _from_config(name, Path(model.path)).to(dtype)
     if model.vae:
-        arguments["vae"] = AutoencoderKL.from_pretrained(model.vae, torch_dtype=dtype)
+        arguments["vae"] = AutoencoderKL.from_pretrained(model.vae, **dtype_option(dtype))
     return VideoMakerPipeline.from_pretrained(
         model.path,
-        torch_dtype=dtype,
+        dtype=dtype,
         attention_backend=model.attention_backend,
         reference_cross_attention=reference_cross_attention,
         **arguments,

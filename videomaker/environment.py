@@ -26,6 +26,15 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def dtype_option(dtype: Any) -> dict[str, Any]:
+    """A dtype as diffusers' `from_pretrained` takes it: before 0.40 as `torch_dtype`, of which later ones warn.
+
+    None leaves it to diffusers.
+    """
+    major, minor = map(int, metadata.version("diffusers").split(".")[:2])
+    return {} if dtype is None else {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What of this machine can change the bits of a result."""
     cuda = device.type == "cuda"

@@ -43,6 +43,7 @@ def warmup(
     model_check.check_model(recipe.model)
     defaults.settings_without_model(recipe.model, recipe.settings, references)
     check_writable(save.parent)
+    quiet_libraries()
     from videomaker.compiled import Bucket, artifacts  # torch takes seconds
 
     artifacts.check_place(save)
@@ -102,6 +103,7 @@ def export(
     """Turn a training run into weights that `generate` and others load, with a model card."""
     if not (run / "config.yaml").is_file():  # as `export_run` says, before the libraries load
         raise InputError(f"{run} is not a run's folder (it has no config.yaml); give the `output` of a training run")
+    quiet_libraries()
     from videomaker.train.export import export_run
 
     if push:

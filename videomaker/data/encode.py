@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from videomaker.digests import sha256_number
+from videomaker.environment import dtype_option
 from videomaker.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def load_encoders(model: Path, *, vae: Path | None = None) -> Encoders:
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; --model wants a pipeline's folder in the diffusers format")
     return Encoders(
-        AutoencoderKL.from_pretrained(vae or model / "vae", torch_dtype=torch.float32).to(device),
+        AutoencoderKL.from_pretrained(vae or model / "vae", **dtype_option(torch.float32)).to(device),
         CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32).to(device),
         CLIPTokenizer.from_pretrained(model / "tokenizer"),
     )

@@ -11,6 +11,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter
 
+from videomaker.environment import dtype_option
 from videomaker.errors import InputError
 from videomaker.files import read_json
 from videomaker.model_files import check_sizes
@@ -44,7 +45,7 @@ def build_pipeline(spec: ModelSpec, source: Path, dtype: torch.dtype) -> VideoMa
         options["motion_adapter"] = load_adapter(spec.motion_adapter, dtype)
     if not source.is_file():
         options |= {name: part for name, part in _variants(source, dtype).items() if name not in options}
-        return VideoMakerPipeline.from_pretrained(source, torch_dtype=dtype, **options)
+        return VideoMakerPipeline.from_pretrained(source, dtype=dtype, **options)
     parts = {**load_base(source, dtype), **options}
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config, **ANIMATEDIFF_SCHEDULE)
     return VideoMakerPipeline(**parts)
@@ -84,7 +85,7 @@ def load_adapter(source: str, dtype: torch.dtype) -> MotionAdapter:
 def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A part of diffusers' with all that its file holds."""
     check_sizes(folder / "config.json", read_json(folder / "config.json"))
-    part = kind.from_pretrained(folder, torch_dtype=dtype, variant=variant_of(folder))
+    part = kind.from_pretrained(folder, variant=variant_of(folder), **dtype_option(dtype))
     check_all_loaded(part, folder)
     return part
 

@@ -27,6 +27,7 @@ from .resolved import ResolvedRecipe, ResolvedSettings
 
 logger = logging.getLogger(__name__)
 
+_SMALL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408
 _MOST_SHOWN = 80  # characters of a prompt
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -118,9 +119,7 @@ def prepare(asked: Recipe) -> Prepared:
     torch.backends.cudnn.deterministic = True  # or a record would not give the same bits again
     model = resolve_model(asked.model)
     pipe = load_pipeline(model)
-    defaults, note = generation_defaults(model_folder(model.source))
-    if note:
-        logger.warning(note)
+    defaults, _ = generation_defaults(model_folder(model.source))
     settings = resolve_settings(asked.settings, defaults, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     _check_settings(settings, pipe)
     recipe = ResolvedRecipe(model=model, settings=settings, output=resolve_output(asked.output, settings))
@@ -138,14 +137,29 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     unknown = getattr(tokenizer, "unk_token", None)
     if unknown is None or len(tokenizer.tokenize("qzxqzx")) != 1 or tokenizer.tokenize("qzxqzx") != [unknown]:
         return []
-    words = dict.fromkeys(re.findall(r"[^\W_]+", prompt))
-    return [word for word in words if unknown in tokenizer.tokenize(word)]
+    return [word for word in _words(prompt) if unknown in tokenizer.tokenize(word)]
+
+
+def _words(prompt: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"[^\W_]+", prompt)))
+
+
+def _is_familiar(tokenizer: Any, prompt: str) -> bool:
+    """Whether a small vocabulary, which is of the training's texts, has each word whole; a large one has all words."""
+    return len(tokenizer) < _SMALL_VOCABULARY and all(len(tokenizer.tokenize(word)) == 1 for word in _words(prompt))
 
 
 def warn_of_cut_prompts(pipe: VideoMakerPipeline, prompts: Iterable[str]) -> None:
-    """Logs what of a prompt the model does not hear: words that it does not know, and what is cut off."""
+    """Logs what of a prompt the model does not hear: words that it does not know, and what is cut off.
+
+    The note of the model's makers goes before, unless all prompts are made of words that the model was trained on.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    note = pipe.generation_defaults.note
+    if note and not all(_is_familiar(pipe.tokenizer, prompt) for prompt in prompts):
+        logger.info(note)
     limit = pipe.tokenizer.model_max_length  # with the start and end tokens
-    for prompt in dict.fromkeys(prompts):
+    for prompt in prompts:
         tokens = pipe.tokenizer(prompt).input_ids
         if len(tokens) > limit:
             cut = pipe.tokenizer.decode(tokens[limit - 1 : -1])

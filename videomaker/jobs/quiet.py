@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
+
+# bitsandbytes, which diffusers imports where it is there, looks for a kernel that nothing here calls (4-bit weights on
+# a CPU) in a package that few have; the rest of what it says is heard.
+_OPTIONAL_KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"
 
 
 def quiet_libraries() -> None:
@@ -11,6 +16,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_told)
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -19,3 +25,7 @@ def quiet_libraries() -> None:
             library.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_OPTIONAL_KERNEL)

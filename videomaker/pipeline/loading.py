@@ -8,6 +8,7 @@ import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, DiffusionPipeline, MotionAdapter
 from diffusers.utils import logging
 
+from videomaker.environment import dtype_option
 from videomaker.errors import InputError
 from videomaker.generation import FILE, read_generation_defaults
 from videomaker.model_files import check_model_files
@@ -43,19 +44,19 @@ class LoadingMixin(Parts):
             InputError: a part of the folder is absent, was not fetched, lacks tensors, or holds many that its
                 configuration has no place for.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder, dtype = Path(pretrained_model_name_or_path), _take_dtype(kwargs)
         if (folder / "model_index.json").is_file():
             check_model_files(folder, given=kwargs.keys())
         elif os.path.exists(folder):  # or it is a name of the hub's
             raise InputError(f"{folder} has no model_index.json: give a model's folder, or a file to from_single_file")
         if "text_encoder" not in kwargs and (folder / "text_encoder").is_dir():
             kwargs["text_encoder"] = load_text_encoder(
-                folder / "text_encoder", dtype=_text_dtype(kwargs), variant=kwargs.get("variant")
+                folder / "text_encoder", dtype=_text_dtype(dtype), variant=kwargs.get("variant")
             )
             told = "Loaded text_encoder as %s from `text_encoder` subfolder of %s."  # as diffusers tells of the others
             _DIFFUSERS_LOG.info(told, type(kwargs["text_encoder"]).__name__, folder)
-        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        _load_adapter(kwargs, dtype)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **dtype_option(dtype), **kwargs)
         for part in ("unet", "vae"):
             if part not in kwargs and getattr(pipe, part) is not None and (folder / part).is_dir():
                 check_all_loaded(getattr(pipe, part), folder / part)
@@ -71,10 +72,10 @@ class LoadingMixin(Parts):
         With `motion_adapter` (a folder or a module) the base gets AnimateDiff's schedule, as in `from_pretrained`;
         a scheduler with the noise that AnimateDiff was trained on is one that somebody chose for it, and stays.
         """
-        if not {"torch_dtype", "dtype"} & kwargs.keys():
-            kwargs["torch_dtype"] = pipeline.dtype
-        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
-        pipe = super().from_pipe(pipeline, **kwargs)
+        asked = bool({"torch_dtype", "dtype"} & kwargs.keys())
+        dtype = _take_dtype(kwargs) if asked else pipeline.dtype
+        _load_adapter(kwargs, dtype)
+        pipe = super().from_pipe(pipeline, **dtype_option(dtype), **kwargs)
         noise = {name: pipe.scheduler.config.get(name) for name in ANIMATEDIFF_NOISE} if pipe.scheduler else {}
         if noise != ANIMATEDIFF_NOISE:
             _set_schedule(pipe, kwargs)
@@ -84,8 +85,9 @@ class LoadingMixin(Parts):
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """As in diffusers, with AnimateDiff's schedule, as in `from_pretrained`; `motion_adapter` may be a folder."""
-        _load_adapter(kwargs, kwargs.get("torch_dtype", kwargs.get("dtype")))
-        pipe = super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        dtype = _take_dtype(kwargs)
+        _load_adapter(kwargs, dtype)
+        pipe = super().from_single_file(pretrained_model_link_or_path, **dtype_option(dtype), **kwargs)
         _set_schedule(pipe, {"motion_adapter": True, **kwargs})
         return pipe
 
@@ -114,8 +116,7 @@ def _load_adapter(options: dict[str, Any], dtype: Any = None) -> None:
             raise InputError(
                 f"motion adapter {str(adapter)!r} is not a folder in the diffusers format (with config.json)"
             )
-        dtypes = {} if dtype is None else {"torch_dtype": dtype}
-        options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtypes)
+        options["motion_adapter"] = MotionAdapter.from_pretrained(adapter, **dtype_option(dtype))
         check_all_loaded(options["motion_adapter"], Path(adapter))
 
 
@@ -133,9 +134,15 @@ def _set_schedule(pipe: AnimateDiffPipeline, options: dict[str, Any]) -> None:
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ANIMATEDIFF_SCHEDULE)
 
 
-def _text_dtype(options: dict[str, Any]) -> torch.dtype:
+def _take_dtype(options: dict[str, Any]) -> Any:
+    """Takes `dtype`, or `torch_dtype` as older programs call it, out of the options."""
+    asked = [options.pop(name, None) for name in ("dtype", "torch_dtype")]
+    return next((one for one in asked if one is not None), None)
+
+
+def _text_dtype(asked: Any) -> torch.dtype:
     """The dtype that diffusers would load the text encoder in; transformers would take that of the file."""
-    asked = options.get("torch_dtype") or options.get("dtype") or torch.float32
+    asked = asked or torch.float32
     if isinstance(asked, dict):
         asked = asked.get("text_encoder", asked.get("default", torch.float32))
     return cast(torch.dtype, asked)
