@@ -6,6 +6,7 @@ Microseconds of one core for (64, 160), the smallest layer of Stable Diffusion 1
 least of many repeats, so that other work on the machine counts little. Needs no GPU. Last, one line of JSON.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -46,6 +47,7 @@ def least(call: Callable[[], object]) -> float:
 
 def main() -> int:
     """Prints a line for each path and direction."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in ("pisa_forward", "pisa_backward_query", "pisa_backward_key", "pisa_row_statistics", "sum_groups"):
         setattr(launch, name, NoLaunch())
     op.triton_unavailable_reason = lambda q: None

@@ -284,6 +284,9 @@ class TestPlain:
     def test_what_is_no_such_unet_is_refused(self) -> None:
         with pytest.raises(InputError, match="no spatial self-attention"):
             install_attention(tiny.tiny_vae())
+        for install in (install_attention, install_pisa, install_reference_attention, install_style_aligned):
+            with pytest.raises(InputError, match="unet is a NoneType: give a UNet"):
+                install(None)
 
     def test_pisa_goes_in_its_place_and_back(self) -> None:
         unet = tiny.tiny_unet()

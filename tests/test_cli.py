@@ -241,6 +241,7 @@ def test_full_disk(model, reference, tmp_path):
         (("-o", "picture.webp", "--format", "frames"), ".webp is not written"),
         (("-o", "video.mp4", "--format", "gif"), "format asked for is gif"),
         (("-o", "video.mp4", "--seed", "0,1"), "give a folder"),
+        (("--compile", "--artifacts", "absent"), "no folder absent; make it with videomaker warmup --save absent"),
         (("-o", "/dev/null/out"), "/dev/null"),
         (("--from-json", "nowhere.json"), "does not go with --from-json"),
         (("--combine", "pairs", "-p", "another"), "1 references and 2 prompts"),

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from videomaker.cli import app
 from videomaker.cli.groups import Model, Sampling, with_groups
 from videomaker.errors import InputError
 from videomaker.jobs.request import ModelSpec
@@ -31,10 +32,30 @@ def test_a_group_becomes_its_options_in_its_place():
 
 
 def test_options_reach_their_group():
-    app = typer.Typer()
-    app.command()(with_groups(draw))
-    assert CliRunner().invoke(app, ["cat", "--height", "7", "--seed", "2"]).output == "cat 4x7 2\n"
-    assert CliRunner().invoke(app, ["cat", "--width", "wide"]).exit_code == 2
+    drawing = typer.Typer()
+    drawing.command()(with_groups(draw))
+    assert CliRunner().invoke(drawing, ["cat", "--height", "7", "--seed", "2"]).output == "cat 4x7 2\n"
+    assert CliRunner().invoke(drawing, ["cat", "--width", "wide"]).exit_code == 2
+
+
+def _commands(group, path: tuple[str, ...] = ()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize("names", [{"--out", "--output", "-o"}, {"--frames", "--num-frames"}], ids=str)
+def test_an_option_has_the_same_names_in_every_command(names):
+    found = [
+        (" ".join(path), set(option.opts))
+        for path, command in _commands(typer.main.get_command(app))
+        for option in command.params
+        if set(option.opts) & names
+    ]
+    assert len(found) > 4
+    assert [(path, options) for path, options in found if options != names] == []
 
 
 def test_a_model_that_has_moved_keeps_what_is_not_said():

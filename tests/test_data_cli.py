@@ -1,7 +1,7 @@
 """The commands of `videomaker data`."""
 
 import pytest
-from clips import SIZE, config_of
+from clips import SIZE, config_of, write_lines, write_video
 from layouts import write_videobooth
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
@@ -45,6 +45,23 @@ def test_commands_prepare_a_data_set(videobooth, tmp_path):
     config = config_of(tmp_path / "shards", cache=str(tmp_path / "cache"))
     opened = open_cache(config, vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
     assert opened.entries.keys() == {"dog-100"}
+
+
+def test_a_script_can_tell_whether_lines_were_left_out(tmp_path):
+    write_video(tmp_path / "good.mp4", 5)
+    lines = [{"video": "good.mp4", "caption": "x"}, {"video": "gone.mp4", "caption": "x"}]
+    path, clean = write_lines(tmp_path / "all.jsonl", lines), tmp_path / "clean.jsonl"
+    assert run("check", path, "--out", clean)[0] == 0
+    code, text = run("check", path, "-o", clean, "--strict")
+    assert code == 2 and "unusable lines (1): they are left out of --out" in text
+    assert len(manifests.read_manifest(clean)) == 1
+    assert run("check", clean, "--strict")[0] == 0
+    assert "1 clips of 1 that were looked at (1 in the manifest) are good" in run("check", clean, "--sample", "1")[1]
+
+
+def test_an_absent_manifest_is_named_whatever_else_is_wrong(tmp_path):
+    code, text = run("check", tmp_path / "nope.jsonl", "--out", tmp_path / "elsewhere" / "clean.jsonl")
+    assert code == 2 and "no manifest at" in text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny import tiny_motion_adapter, tiny_pipeline
 
 from videomaker import InputError
 from videomaker.jobs.parts import fuse_loras, load_adapter, load_vae, split_lora
-from videomaker.jobs.prepare import load_pipeline
+from videomaker.jobs.prepare import load_pipeline, resolve_model
 from videomaker.jobs.request import ModelSpec
 
 
@@ -86,3 +86,15 @@ def test_a_loras_scale_follows_a_colon(tmp_path):
     for scale in ("nan", "inf", "-1e30"):
         with pytest.raises(InputError, match="has the scale"):
             split_lora(f"{tmp_path}/a:b.safetensors:{scale}")
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for device, reason in (("cuda:0", "is built without CUDA"), ("mps", "no GPU of Apple's"), ("gpu", "device")):
+        with pytest.raises(InputError, match=rf"{device}' cannot be used here, .*{reason}.*: choose auto, cpu$"):
+            resolve_model(ModelSpec(device=device))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.raises(InputError, match=r"torch finds no GPU: choose auto, cpu$"):
+        resolve_model(ModelSpec(device="cuda"))

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from videomaker.kernels import pisa_attention
 
-from .unet import LAYOUT, add_hook, check_backend, is_spatial_self_attention, keep_from_others
+from .unet import LAYOUT, add_hook, check_backend, check_unet, is_spatial_self_attention, keep_from_others
 
 
 class ReferenceLayout(NamedTuple):
@@ -183,9 +183,10 @@ def install_pisa(unet: UNetMotionModel, *, backend: str = "auto", reference_cros
         The names of the changed `attn1` layers.
 
     Raises:
-        InputError: there is no such backend.
+        InputError: there is no such backend, or `unet` is no model.
     """
     check_backend(backend)
+    check_unet(unet)
     installed = []
     for name, module in unet.named_modules():
         if not isinstance(module, Attention) or "motion_modules" in name.split("."):

@@ -37,12 +37,23 @@ def spatial_self_attentions(unet: torch.nn.Module) -> Iterator[tuple[str, Attent
             yield name, module
 
 
+def check_unet(unet: Any) -> None:
+    """Refuses what is no model.
+
+    Raises:
+        InputError: names it and what is wanted.
+    """
+    if not isinstance(unet, torch.nn.Module):
+        raise InputError(f"unet is a {type(unet).__name__}: give a UNet, such as pipe.unet")
+
+
 def install_processors(unet: torch.nn.Module, make: Callable[[str], Any]) -> list[str]:
     """Puts `make(name)` on every spatial self-attention, and returns their names. Safe to call again.
 
     From then on a carried keyword is kept from the other attentions, and refused in words by a spatial self-attention
     whose processor was replaced behind our back.
     """
+    check_unet(unet)
     installed = []
     for name, layer in spatial_self_attentions(unet):
         _refuse_parts(name, layer)

@@ -25,7 +25,9 @@ def data_index(
     root: Annotated[
         Path, typer.Option(help="Folder of celebvtext_info.json, of VideoBooth's <category>.csv, or of your videos.")
     ],
-    out: Annotated[Path, typer.Option(help="The manifest to write; its paths are relative to its folder.")],
+    out: Annotated[
+        Path, typer.Option(*options.OUT, help="The manifest to write; its paths are relative to its folder.")
+    ],
     videos: Annotated[
         Path | None, typer.Option(help="Folder of the videos.", show_default="ROOT, or ROOT/videos for VideoBooth")
     ] = None,
@@ -60,7 +62,8 @@ def data_index(
 def data_check(
     manifest: options.Manifest,
     out: Annotated[
-        Path | None, typer.Option(help="Write the lines that are good to this manifest in the same folder.")
+        Path | None,
+        typer.Option(*options.OUT, help="Write the lines that are good to this manifest in the same folder."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the text encoder's tokenizer: also report captions it would cut.")
@@ -71,10 +74,15 @@ def data_check(
             min=0, max=options.MOST, help="Look at so many clips only, the same ones each time.", show_default="all"
         ),
     ] = 0,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End with 2 where a line is bad, also with --out, which writes the rest."),
+    ] = False,
 ) -> None:
     """Decode every video, picture and mask of a manifest and list what is wrong; goes on after an interruption.
 
-    What it refuses, a training on this manifest does not read.
+    What it refuses, a training on this manifest does not read. Ends with 2
+    where a line is bad, and with 0 where --out left it out.
     """
     if sample and out:
         raise InputError("--out needs all clips looked at: leave out --sample")
@@ -87,21 +95,22 @@ def data_check(
         raise InputError(f"the manifest {manifest} is empty; write one JSON object per line")
     for where, _, message in report.problems:
         typer.echo(f"{where}: {message}")
-    looked = f" of {report.num_looked} looked at, of {report.num_clips}" if sample else ""
+    looked = f" of {report.num_looked} that were looked at ({report.num_clips} in the manifest)" if sample else ""
     _report(f"{len(report.good)} clips{looked} are good", report.counts)
     if report.variable_rate:
         typer.echo(f"  variable frame rate: {report.variable_rate}; their frames are chosen by time")
     if out:
         write_clean(report, manifest, out)
         typer.echo(f"written to {out}")
-    elif report.problems:
-        raise InputError(f"{manifest} has unusable lines ({len(report.problems)}): mend them, or drop them with --out")
+    if report.problems and (strict or not out):
+        remedy = "they are left out of --out" if out else "mend them, or drop them with --out"
+        raise InputError(f"{manifest} has unusable lines ({len(report.problems)}): {remedy}")
 
 
 @data_app.command("shard")
 def data_shard(
     manifest: options.Manifest,
-    out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.jsonl.")],
+    out: Annotated[Path, typer.Option(*options.OUT, help="Folder for the shards and their manifest.jsonl.")],
     clips_per_shard: Annotated[int, typer.Option(min=1, max=options.MOST, help="Clips in each tar file.")] = 500,
 ) -> None:
     """Pack a manifest's files into WebDataset shards; goes on after an interruption."""
@@ -115,9 +124,13 @@ def data_shard(
 def data_cache(
     manifest: options.Manifest,
     model: Annotated[Path, typer.Option(help="Pipeline's folder in the diffusers format.")],
-    out: Annotated[Path, typer.Option(help="Folder for the entries: data.cache of the training configuration.")],
+    out: Annotated[
+        Path, typer.Option(*options.OUT, help="Folder for the entries: data.cache of the training configuration.")
+    ],
     vae: Annotated[Path | None, typer.Option(help="VAE's folder.", show_default="MODEL/vae")] = None,
-    num_frames: Annotated[int, typer.Option(min=1, max=options.MOST, help="As data.num_frames.")] = 16,
+    num_frames: Annotated[
+        int, typer.Option("--num-frames", "--frames", min=1, max=options.MOST, help="As data.num_frames.")
+    ] = 16,
     frame_stride: Annotated[int, typer.Option(min=1, max=options.MOST, help="As data.frame_stride.")] = 8,
     height: Annotated[int, typer.Option(min=8, max=options.MOST, help="As data.height.")] = 512,
     width: Annotated[int, typer.Option(min=8, max=options.MOST, help="As data.width.")] = 512,
@@ -141,7 +154,9 @@ def data_highlight(
     manifest: options.Manifest,
     detector: Annotated[Path, typer.Option(help="Local folder of Grounding DINO in the transformers format.")],
     segmenter: Annotated[Path, typer.Option(help="Local folder of SAM in the transformers format.")],
-    out: Annotated[Path, typer.Option(help="The manifest to write, beside MANIFEST; masks go into <OUT>-masks.")],
+    out: Annotated[
+        Path, typer.Option(*options.OUT, help="The manifest to write, beside MANIFEST; masks go into <OUT>-masks.")
+    ],
     prompt: Annotated[
         str, typer.Option(help="What to detect, such as 'head'.", show_default="each clip's subject_phrase")
     ] = "",
@@ -176,7 +191,9 @@ def data_highlight(
 
 @data_app.command("sprites")
 def data_sprites(
-    out: Annotated[Path, typer.Option(help="Folder for the videos, references, masks and manifest.jsonl.")],
+    out: Annotated[
+        Path, typer.Option(*options.OUT, help="Folder for the videos, references, masks and manifest.jsonl.")
+    ],
     clips: Annotated[
         int, typer.Option(min=1, max=999_999, help="How many; one in fifty is held out as 'val'.")
     ] = 20_000,

@@ -30,7 +30,7 @@ evaluate_app = typer.Typer(help="Measure how good videos are: subject, text, mot
 app.add_typer(evaluate_app, name="evaluate")
 
 SuiteFolder = Annotated[Path, typer.Argument(help="A folder with suite.yaml: subjects, prompts, seeds.")]
-Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(*options.OUT, help="Folder for the results.")]
 Paper = Annotated[
     str | None,
     typer.Option("--paper", help="Quote a table of the paper beside: people, people-unseen or objects."),

@@ -17,9 +17,9 @@ from .terminal import console, print_table, quiet_libraries
 
 @evaluate_app.command("sprites")
 def sprites(
-    out: Annotated[Path, typer.Option(help="Folder for results.json, creatures.csv and videos.png.")] = Path(
-        "outputs/evaluation"
-    ),
+    out: Annotated[
+        Path, typer.Option(*options.OUT, help="Folder for results.json, creatures.csv and videos.png.")
+    ] = Path("outputs/evaluation"),
     model: Annotated[str, typer.Option(help="'default' (small, embedded) or a folder made like it.")] = "default",
     clips: Annotated[
         int, typer.Option(min=2, max=MOST, help="Unseen creatures of each seed, each with a prompt.")

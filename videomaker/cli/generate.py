@@ -49,7 +49,7 @@ def generate(
     prompt: options.Prompts = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
+        typer.Option(*options.OUT, help="A folder, or a .mp4 or .gif file for one video.", show_default="outputs"),
     ] = None,
     highlighting: Highlighting,
     combine: options.Combine = "each",
@@ -78,6 +78,10 @@ def generate(
     recipe = request.Recipe(model.spec(), sampling.settings(), written)
     if artifacts is not None and not model.compile:
         raise InputError(f"--artifacts {artifacts} goes with --compile: add it")
+    if artifacts is not None and not artifacts.is_dir():
+        raise InputError(
+            f"--artifacts: there is no folder {artifacts}; make it with videomaker warmup --save {artifacts}"
+        )
     if highlighting.models is not None and not highlighting.highlight:
         raise InputError(f"--models {highlighting.models} goes with --highlight WORD: add it")
     sheet = places.sheet_path(output) if results.contact_sheet else None

@@ -90,7 +90,7 @@ def convert(
 @app.command(no_args_is_help=True)
 def export(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="File or folder; default in RUN/export.")] = None,
+    output: Annotated[Path | None, typer.Option(*options.OUT, help="File or folder; default in RUN/export.")] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; default bf16, fp32 for a base.")] = "",
     ema: Annotated[bool | None, typer.Option(help="The moving average; default if the run kept one.")] = None,
     pipeline: Annotated[

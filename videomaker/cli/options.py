@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 MODEL, VIDEO, RESULT = "Model", "Video", "Result"
+OUT = ("--out", "--output", "-o")  # every command takes all three
 MOST = 2**31 - 1  # of any count: more does not fit a database's column, nor any disk
 
 Model = Annotated[
@@ -136,7 +137,9 @@ Height = Annotated[
 ]
 Frames = Annotated[
     int | None,
-    typer.Option("--frames", min=1, max=10_000, help="Frames.", show_default="as trained", rich_help_panel=VIDEO),
+    typer.Option(
+        "--frames", "--num-frames", min=1, max=10_000, help="Frames.", show_default="as trained", rich_help_panel=VIDEO
+    ),
 ]
 Fps = Annotated[
     float | None,

@@ -47,7 +47,7 @@ ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print what is r
 
 Server = Annotated[str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")]
 Key = Annotated[str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .mp4 file for one video.")]
+Output = Annotated[Path, typer.Option(*options.OUT, help="A folder, or a .mp4 file for one video.")]
 JobsFile = Annotated[
     Path | None,
     typer.Option(

@@ -102,6 +102,8 @@ def load(folder: str | os.PathLike, pipe: DiffusionPipeline, mode: str = "defaul
 
 
 def _read(folder: Path, expected: dict[str, Any]) -> str | None:
+    if not folder.is_dir():
+        return "there is no such folder, make it with videomaker warmup --save"
     try:
         key = json.loads((folder / KEY_FILE).read_text())
         code = {str(path.relative_to(folder)): path.read_bytes() for path in _code_files(folder)}

@@ -89,7 +89,7 @@ class CompileReport:
     artifacts: str
 
     def __str__(self) -> str:
-        return f"{len(self.buckets)} shapes ready in {self.seconds:.0f} s; artifacts {self.artifacts}"
+        return f"{len(self.buckets)} shapes ready in {self.seconds:.0f} s; artifacts {self.artifacts.partition(':')[0]}"
 
 
 class StaticGraph:

@@ -127,11 +127,11 @@ def check_clean_place(source: Path, out: Path) -> None:
     """Refuses a place for the usable clips of `source` where something would be lost, or paths would lead nowhere.
 
     Raises:
-        InputError: `out` is in another folder, is `source`, no manifest, or a manifest of other clips.
+        InputError: `source` cannot be read; `out` is in another folder, is `source`, no manifest, or another's.
     """
+    clips = [clip for _, clip in parse_manifest(source) if isinstance(clip, Clip)]
     if out.parent.resolve() != source.parent.resolve():
         raise InputError(f"paths in {source} are relative to its folder: put {out.name} into {source.parent}")
-    clips = [clip for _, clip in parse_manifest(source) if isinstance(clip, Clip)]
     check_place(out, source=source, videos=video_files(source, clips))
 
 

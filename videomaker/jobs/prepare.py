@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from videomaker.compiled import Bucket
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 from videomaker.kernels import choose_backend
 from videomaker.pipeline import VideoMakerPipeline
 from videomaker.weights.sources import pin
@@ -74,8 +74,20 @@ def _resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: choose auto, cpu, cuda or mps") from error
+        reason = _why_not(name.partition(":")[0]) or first_line(error)
+        there = ", ".join(["auto", "cpu", *(kind for kind in ("cuda", "mps") if _why_not(kind) is None)])
+        raise InputError(f"device {name!r} cannot be used here, {reason}: choose {there}") from error
     return device
+
+
+def _why_not(kind: str) -> str | None:
+    """Why this machine has no device of a kind; None where it has one, or the kind is another."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        return "torch finds no GPU" if built else f"torch {torch.__version__} is built without CUDA"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "torch finds no GPU of Apple's"
+    return None
 
 
 def load_pipeline(spec: ModelSpec) -> VideoMakerPipeline:
