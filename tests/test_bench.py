@@ -29,6 +29,13 @@ def test_a_wrong_path_is_not_timed(bench: None) -> None:
     assert "cannot run" in gate.wrong(rivals.Rival("broken", lambda *_, **__: 1 / 0))
 
 
+def test_the_hosts_cost_has_a_help(bench: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["host.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module("host").main()
+    assert "TRITON_INTERPRET=0 python bench/host.py" in capsys.readouterr().out
+
+
 def test_a_compiled_rival_compiles_once(bench: None) -> None:
     attn, rivals = importlib.import_module("attn"), importlib.import_module("rivals")
     compilations = []

@@ -251,3 +251,11 @@ def test_guidance_keeps_its_value_in_half_precision():
     assert pipe._prepare_guidance(8.1, 1, 1).item() == pytest.approx(8.1, abs=1e-6)
     noise = torch.randn(2, 4, 2, 2, 2, dtype=torch.bfloat16)
     assert apply_guidance(noise, torch.full((1, 1, 1, 1, 1), 8.1)).dtype == torch.bfloat16
+
+
+def test_a_folder_that_is_not_there_is_told_once(tmp_path, caplog):
+    pipe = tiny_pipeline()
+    report = pipe.compile([Bucket(2, SIZE, SIZE)], saved=tmp_path / "absent")
+    assert report.artifacts.startswith("refused") and str(report).endswith("artifacts refused")
+    assert "there is no such folder, make it with videomaker warmup --save" in caplog.text
+    assert "Errno" not in caplog.text
