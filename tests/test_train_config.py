@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from videomaker.train.checks import check_named, check_run
 from videomaker.train.config import TrainConfig
 from videomaker.train.main import main, parse_arguments
 from videomaker.train.overrides import differences, flatten, load_config, preset, save_config
@@ -140,6 +141,21 @@ def test_what_cannot_begin_is_refused_before_deepspeed_loads(tmp_path, capsys, m
     assert message in capsys.readouterr().err
     assert main(["--config", "smoke", *there, "--dry-run"]) == (2 if named else 0)
     assert (message in capsys.readouterr().err) == named
+
+
+def test_ranks_of_srun_count_before_deepspeed_loads(tmp_path, monkeypatch):
+    """What a DeepSpeed JSON of one's own says of the accumulation is for all ranks of the run."""
+    (tmp_path / "own.json").write_text('{"gradient_accumulation_steps": 1}')
+    (tmp_path / "model_index.json").touch()
+    options = ["batch_size=2", f"deepspeed={tmp_path}/own.json", f"data.manifest={tmp_path}", f"model.path={tmp_path}"]
+    config = load_config("smoke", options)
+    with pytest.raises(InputError, match="gradient_accumulation_steps=1, the configuration 2"):
+        check_run(config)
+    tasks = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    for name, value in tasks.items():
+        monkeypatch.setenv(name, value)
+    check_run(config)
+    check_named(config, memory=False)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from videomaker.errors import InputError
 
 from .config import ModelConfig, TrainConfig
+from .deepspeed_json import deepspeed_json, read_own_json
 from .overrides import flatten, preset
+from .ranks import assign_rank
 
 
 def check_run(config: TrainConfig) -> None:
@@ -19,10 +23,11 @@ def check_run(config: TrainConfig) -> None:
     Raises:
         InputError: a file is not there, or the batch, the size or the precision does not fit.
     """
-    import torch
-
+    environment = dict(os.environ)
+    assign_rank(environment)  # in a copy: who joins the group does it for good
     check_precision(config, "cuda" if torch.cuda.is_available() else "cpu")
-    _check_files(config, ("deepspeed", "data.manifest", "model.path"))
+    deepspeed_json(config, int(environment.get("WORLD_SIZE", "1")))
+    _check_files(config, ("data.manifest", "model.path"))
     if factor := _vae_factor(config.model):
         check_size(config, factor)
 
@@ -35,7 +40,7 @@ def check_named(config: TrainConfig, *, memory: bool) -> None:
         memory: whether its memory was counted, which takes the name of a model instead of a folder.
 
     Raises:
-        InputError: a file is not there, or a DeepSpeed JSON does not go with the rest.
+        InputError: a file is not there, or a DeepSpeed JSON cannot be read.
     """
     base, now = flatten(preset(config.preset) if config.preset else TrainConfig()), flatten(config)
     keys = ("deepspeed", "data.manifest", *(() if memory else ("model.path",)))
@@ -43,10 +48,8 @@ def check_named(config: TrainConfig, *, memory: bool) -> None:
 
 
 def _check_files(config: TrainConfig, keys: tuple[str, ...]) -> None:
-    from .deepspeed_json import deepspeed_json
-
-    if "deepspeed" in keys:  # the launcher says how many ranks there are, or there is one
-        deepspeed_json(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if "deepspeed" in keys:  # how many ranks it is for, nobody knows yet
+        read_own_json(config.deepspeed)
     for name in config.data.manifests if "data.manifest" in keys else ():
         if not name:
             raise InputError("data.manifest is not given; `videomaker data index` makes one")

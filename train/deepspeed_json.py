@@ -43,10 +43,15 @@ def deepspeed_json(config: TrainConfig, world_size: int) -> dict[str, Any]:
     }
     if accumulation > 1 and config.precision == "bf16" and config.zero.stage >= 2:
         derived["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _overlay(derived, _read_json(config.deepspeed), config.deepspeed) if config.deepspeed else derived
+    return _overlay(derived, read_own_json(config.deepspeed), config.deepspeed) if config.deepspeed else derived
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def read_own_json(path: str) -> dict[str, Any]:
+    """The user's file.
+
+    Raises:
+        InputError: it is unreadable, or decides what the configuration does.
+    """
     try:
         own = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
