@@ -143,7 +143,7 @@ def test_artifacts_fit_or_are_refused_with_the_reason(compiled, tmp_path, monkey
     assert "damaged" in artifacts.load(folder, compiled)
     folder.chmod(0o777)
     assert "everybody" in artifacts.load(folder, compiled)
-    assert "cannot be read" in artifacts.load(tmp_path / "absent", compiled)
+    assert "there is no such folder" in artifacts.load(tmp_path / "absent", compiled)
 
 
 @pytest.mark.parametrize("height", [8, 9], ids=["even", "odd"])
