@@ -30,7 +30,7 @@
     const words = ownText(element);
     const isField = element.matches("input, textarea");
     const text = words || (isField && (element.value || element.placeholder));
-    if (!text || element.closest(".screen, .thumb, .unseen, .skip, :disabled")) continue;
+    if (!text || element.closest(".screen, .thumb, .unseen, .skip, :disabled, [aria-disabled=true]")) continue;
     const style = getComputedStyle(element, isField && !element.value ? "::placeholder" : null);
     const back = behind(element);
     const [dark, bright] = [luminance(over(rgba(style.color), back)), luminance(back)].sort((a, b) => a - b);

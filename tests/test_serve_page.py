@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from browser import DESKTOP, PHONE, NoBrowser, open_browser
@@ -190,6 +191,120 @@ def test_keys_alone_make_a_video(browser, server):
         page.wait_for_function("() => document.getElementById('live').textContent !== ''")
         wait_done(page)
         assert page.inner_text("#live") == "The video is ready"
+
+
+def answer(status, message, param=None):
+    """A handler of a page's requests: those that change something are refused so, all others go to the server."""
+    body = json.dumps({"error": {"message": message, "param": param}})
+
+    def handle(route):
+        if route.request.method == "GET":
+            route.continue_()
+        else:
+            route.fulfill(status=status, content_type="application/json", body=body)
+
+    return handle
+
+
+def made(server, prompt=PROMPT, **fields):
+    with server.client() as client:
+        video = submit(client, prompt, num_inference_steps="2", **fields).json()
+        return wait_for(client, video["id"], 120)
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id")
+
+
+def is_seen(page, selector):
+    box = page.locator(selector).bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"], (selector, box)
+
+
+@SIZES
+@pytest.mark.parametrize("button", ["vary", "delete"])
+def test_a_refusal_is_said_beside_the_button(browser, server, size, button):
+    made(server)
+    with open_page(browser, server.address, expected=("429",), viewport=size) as page:
+        page.wait_for_selector("#player:visible")
+        page.route("**/v1/videos**", answer(429, "the queue is full"))
+        page.click(f"#{button}")
+        if button == "delete":
+            page.click("#confirm button[value=delete]")
+        page.wait_for_selector("#refusal:visible")
+        assert page.inner_text("#refusal") == "The queue is full."
+        assert not page.is_visible("#error")
+        is_seen(page, "#refusal")
+        assert focused(page) == button
+        assert faults(page) == NO_FAULTS
+
+
+@SIZES
+def test_a_long_refusal_leaves_the_button_in_view(browser, server, size):
+    with open_page(browser, server.address, expected=("400 (Bad Request)",), viewport=size) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        page.route("**/v1/videos**", answer(400, "there is a reason " * 30))
+        page.set_input_files("#picture", PICTURE)
+        page.fill("#prompt", PROMPT)
+        page.click("summary")
+        page.click("#make")
+        page.wait_for_selector("#error:visible")
+        is_seen(page, "#error")
+        is_seen(page, "#make")
+
+
+@SIZES
+def test_a_long_prompt_leaves_the_buttons_in_reach(browser, server, size):
+    made(server, "a creature that goes on and on " * 120, negative_prompt="a blur, noise, text, " * 100)
+    with open_page(browser, server.address, viewport=size) as page:
+        page.wait_for_selector("#player:visible")
+        for text, lines in (("work-title", 6), ("avoided", 4)):
+            page.wait_for_selector(f"#{text}-more:visible")
+            line = page.evaluate(f"parseFloat(getComputedStyle(document.getElementById('{text}')).lineHeight)")
+            clamped = page.locator(f"#{text}").bounding_box()["height"]
+            assert clamped <= lines * line + 1
+            assert faults(page) == NO_FAULTS
+            page.click(f"#{text}-more")
+            assert page.get_attribute(f"#{text}-more", "aria-expanded") == "true"
+            assert page.locator(f"#{text}").bounding_box()["height"] > 3 * clamped
+            page.click(f"#{text}-more")
+            assert page.locator(f"#{text}").bounding_box()["height"] == clamped
+            is_seen(page, f"#{text}-more")
+    made(server)
+    with open_page(browser, server.address, viewport=size) as page:
+        page.wait_for_selector("#player:visible")
+        assert not page.is_visible("#work-title-more")
+
+
+def test_keys_keep_their_place(browser, server):
+    with open_page(browser, server.address, viewport=DESKTOP) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        page.set_input_files("#picture", PICTURE)
+        page.fill("#prompt", PROMPT)
+        page.click("summary")
+        page.fill("#num_inference_steps", "100")
+        before = page.evaluate("location.hash")
+        page.focus("#make")
+        page.keyboard.press("Enter")
+        wait_other(page, before)
+        assert focused(page) == "make"
+        page.focus("#cancel")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.getElementById('veil-words').textContent === 'Cancelled'")
+        page.wait_for_timeout(100)  # a browser takes the focus from what is hidden when it draws
+        assert focused(page) == "work-title"
+    for _ in range(13):
+        with server.client() as client:
+            submit(client, num_inference_steps="1")
+    with open_page(browser, server.address, viewport=DESKTOP) as page:
+        page.wait_for_selector("#older:visible")
+        page.focus("#older")
+        while page.get_attribute("#older", "aria-disabled") == "false":
+            cards = page.inner_html("#cards")
+            page.keyboard.press("Enter")
+            page.wait_for_function("cards => document.getElementById('cards').innerHTML !== cards", arg=cards)
+        page.wait_for_timeout(100)
+        assert focused(page) == "older"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 // The form: a picture (a new one, or an earlier video's), a prompt, settings; what is sent, and what was refused.
 
 import { api, Refusal } from "./api.js";
+import { during } from "./controls.js";
 import { Highlight } from "./highlight.js";
 
 const $ = (id) => document.getElementById(id);
@@ -171,6 +172,7 @@ export class Composer {
 
   async submit(event) {
     event.preventDefault();
+    this.say("");
     if (!this.source) return this.say("Add a picture of the subject first.", "picture");
     if (!$("prompt").value.trim()) return this.say("Say what happens in the video.", "prompt");
     if ($("consent").required && !$("consent").value) return this.say("Say why the subject may be shown.", "consent");
@@ -180,7 +182,7 @@ export class Composer {
     else form.append("reference_of", this.source.video);
     form.append("prompt", $("prompt").value.trim());
     for (const [name, value] of [...this.settings(), ...this.highlight.fields()]) form.append(name, value);
-    await this.send(form, $("make"));
+    await during($("make"), () => this.send(form));
   }
 
   *settings() {
@@ -198,37 +200,39 @@ export class Composer {
   }
 
   // The same again, from the same picture, with a new seed.
-  async vary(video, button) {
+  async vary(video) {
     const form = new FormData();
     form.append("reference_of", video.id);
     form.append("prompt", video.prompt);
     form.append("model", video.model);
     for (const name of PLAIN) form.append(name, video[name]);
     if (video.consent) form.append("consent", video.consent);
-    await this.send(form, button);
+    await this.made(await api.create(form));
   }
 
-  async send(form, button) {
-    this.say("");
-    button.disabled = true;
+  async send(form) {
     try {
-      this.made(await api.create(form));
+      await this.made(await api.create(form));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (!this.refused(error)) this.say(words(error), fieldOf(error.param));
-    } finally {
-      button.disabled = false;
     }
   }
 
+  // The message stands under the field that it is about, or else over the button.
   say(message, field = null) {
     for (const bad of document.querySelectorAll("[aria-invalid]")) bad.removeAttribute("aria-invalid");
-    $("error").textContent = message;
-    $("error").hidden = !message;
-    if (!field) return;
-    $(field).closest("details")?.setAttribute("open", "");
-    $(field).setAttribute("aria-invalid", "true");
-    $(field).focus();
+    const error = $("error");
+    if (field) $(field).closest(".field").after(error);
+    else $("make").before(error);
+    error.textContent = message;
+    error.hidden = !message;
+    if (field) {
+      $(field).closest("details")?.setAttribute("open", "");
+      $(field).setAttribute("aria-invalid", "true");
+      $(field).focus();
+    }
+    if (message) (field ? error : $("make")).scrollIntoView({ block: "nearest" });
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { api, key, Refusal, span } from "./api.js";
 import { Composer, isSmall } from "./composer.js";
+import { during, isOff, turnOff } from "./controls.js";
 import { failureWords, isActive, progressWords, Stage } from "./stage.js";
 
 const $ = (id) => document.getElementById(id);
@@ -108,8 +109,8 @@ function drawHistory() {
   if (focused) cardOf(focused)?.focus();
   $("history").hidden = videos.size === 0;
   $("pager").hidden = !hasMore && before.length === 0;
-  $("newer").disabled = before.length === 0;
-  $("older").disabled = !hasMore;
+  turnOff($("newer"), before.length === 0);
+  turnOff($("older"), !hasMore);
 }
 
 const cardOf = (id) => $("cards").querySelector(`[data-id="${CSS.escape(id)}"]`);
@@ -150,8 +151,9 @@ function when(created) {
   return new Date(1000 * created).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
 }
 
-function turn(forward) {
-  if (forward) {
+function turn(button) {
+  if (isOff(button)) return;
+  if (button === $("older")) {
     before.push(after);
     after = [...videos.keys()].at(-1);
   } else {
@@ -178,17 +180,18 @@ function askForKey(problem = "") {
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 
+// What a button does with the video that is shown.
 async function act(button, work) {
-  button.disabled = true;
+  const id = stage.video?.id;
+  stage.refuse("");
   try {
-    await work();
+    await during(button, work);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 404 && stage.video) return gone(stage.video.id);
-    if (!refused(error)) composer.say(error.message);
-  } finally {
-    button.disabled = button === $("cancel") && stage.video?.cancel_requested === true;
+    if (error.code === "video_not_found") return gone(id);
+    if (!refused(error)) stage.refuse(error.message);
   }
+  turnOff($("cancel"), stage.video?.cancel_requested === true);
 }
 
 function confirmDelete() {
@@ -208,15 +211,14 @@ function confirmDelete() {
 }
 
 function listen() {
-  $("vary").addEventListener("click", () => composer.vary(stage.video, $("vary")));
+  $("vary").addEventListener("click", () => act($("vary"), () => composer.vary(stage.video)));
   $("edit").addEventListener("click", () => {
     composer.load(stage.video);
     bringToView($("composer"));
   });
   $("cancel").addEventListener("click", () => act($("cancel"), async () => changed(await api.cancel(stage.video.id))));
   $("delete").addEventListener("click", confirmDelete);
-  $("older").addEventListener("click", () => turn(true));
-  $("newer").addEventListener("click", () => turn(false));
+  for (const name of ["older", "newer"]) $(name).addEventListener("click", () => turn($(name)));
   $("key-open").addEventListener("click", () => askForKey());
   $("key-forget").addEventListener("click", () => {
     key.forget();

@@ -2,6 +2,7 @@
 
 import { api, sentence, span } from "./api.js";
 import { isSmall } from "./composer.js";
+import { Clamp, turnOff } from "./controls.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST_TICKS = 60;
@@ -33,6 +34,7 @@ export class Stage {
   // changed(video) and gone(id) are called when the server tells so.
   constructor({ changed, gone, say }) {
     Object.assign(this, { changed, gone, say, video: null, stream: null, told: "" });
+    Object.assign(this, { title: new Clamp("work-title"), failure: new Clamp("work-error"), avoided: new Clamp("avoided") });
     document.addEventListener("visibilitychange", () => (document.hidden ? this.unwatch() : this.refresh()));
     for (const name of ["player", "reference"]) {
       $(name).addEventListener("error", () => $(name).getAttribute("src") && this.renewLinks());
@@ -47,6 +49,7 @@ export class Stage {
     $("empty").hidden = video !== null;
     $("work").hidden = video === null;
     if (isOther) {
+      this.refuse("");
       this.unwatch();
       this.told = "";
     }
@@ -56,10 +59,18 @@ export class Stage {
     else this.unwatch();
   }
 
+  // Why what was asked of the video was not done.
+  refuse(message) {
+    $("refusal").textContent = message;
+    $("refusal").hidden = !message;
+    if (message) $("refusal").scrollIntoView({ block: "nearest" });
+  }
+
   fill(video, filesChanged) {
+    const focused = document.activeElement;
     const active = isActive(video);
     const done = video.status === "completed";
-    $("work-title").textContent = video.prompt;
+    this.title.set(video.prompt);
     if (filesChanged) this.fillFiles(video, done);
     $("veil").hidden = done;
     $("veil").classList.toggle("ended", video.status === "failed");
@@ -67,16 +78,18 @@ export class Stage {
     $("veil-words").textContent = active ? progressWords(video) : failureWords(video);
     $("veil-more").textContent = active && video.eta_seconds ? `about ${span(video.eta_seconds)} to go` : "";
     const reason = video.error?.code === "cancelled" ? "" : video.error?.message;
-    $("work-error").textContent = reason ? sentence(reason) : "";
-    $("work-error").hidden = !reason;
+    this.failure.set(reason ? sentence(reason) : "");
     $("cancel").hidden = !active;
-    $("cancel").disabled = video.cancel_requested;
+    turnOff($("cancel"), video.cancel_requested);
     $("vary").hidden = active;
     $("vary").textContent = done ? "Make a variation" : "Try with a new seed";
     for (const name of ["download", "download-record"]) $(name).hidden = !done;
     $("signed").hidden = !video.signed;
     fillTicks(video);
     fillFacts(video);
+    this.avoided.set(video.negative_prompt ?? "");
+    $("avoided-facts").hidden = !video.negative_prompt;
+    if (focused.hidden) $("work-title").focus({ preventScroll: true }); // a button that is no more
     if (active) this.tell(video);
   }
 
@@ -172,7 +185,6 @@ function fillFacts(video) {
     ["Size", video.size.replace("x", " × ")],
     ["Model", video.model],
   ];
-  if (video.negative_prompt) facts.push(["Not seen", video.negative_prompt]);
   if (video.expires_at) facts.push(["Kept until", new Date(1000 * video.expires_at).toLocaleString()]);
   $("facts").replaceChildren(
     ...facts.map(([name, value]) => {
