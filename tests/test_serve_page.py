@@ -307,6 +307,38 @@ def test_keys_keep_their_place(browser, server):
         assert focused(page) == "older"
 
 
+@SIZES
+def test_a_server_that_needs_a_key_says_so(browser, server, size):
+    refusal = {"status": 401, "content_type": "application/json", "body": '{"error": {"message": "no key"}}'}
+    asked = []
+    with open_page(browser, f"{server.address}/docs", expected=("401",), viewport=size) as page:
+        page.route("**/v1/**", lambda route: (asked.append(1), route.fulfill(**refusal)))
+        page.goto(server.address)
+        page.wait_for_selector("#key-dialog[open]")
+        page.keyboard.press("Escape")
+        page.wait_for_function("() => document.getElementById('server-words').textContent === 'Needs a key'")
+        page.evaluate("document.getElementById('key-open').hidden = false")
+        for name in (".server", "#key-open", ".bar nav"):
+            assert page.locator(name).bounding_box()["height"] <= 42  # one line
+        before = len(asked)
+        page.wait_for_timeout(4000)
+        assert len(asked) == before
+        page.unroute("**/v1/**")
+        page.click("#key-open")
+        page.fill("#key", "vm_good")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#server[data-state=ready]")
+
+
+def test_what_is_no_longer_watched_goes_on(browser, server):
+    with open_page(browser, server.address, viewport=DESKTOP) as page:
+        ask(page, steps=50)
+        card = f"[data-id={page.evaluate('location.hash.slice(1)')}]"
+        ask(page, steps=1)
+        assert page.get_attribute(card, "data-status") != "completed"
+        page.wait_for_selector(f"{card}[data-status=completed]", timeout=25_000)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @SIZES
 def test_seen_heard_and_touched_by_everybody(browser, server, size, scheme):

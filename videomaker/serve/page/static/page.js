@@ -14,6 +14,7 @@ const videos = new Map(); // of this page of the history, newest first
 const before = []; // for each newer page, where it began
 let after = null;
 let hasMore = false;
+let nextLook = null;
 
 const say = (words) => ($("live").textContent = words);
 const stage = new Stage({ changed, gone, say });
@@ -64,7 +65,11 @@ function select(id, { scroll = false, focus = false }) {
   for (const card of $("cards").querySelectorAll(".card")) card.setAttribute("aria-pressed", card.dataset.id === id);
   if (focus) $("work-title").focus({ preventScroll: true });
   if (scroll || focus) bringToView($("stage"));
+  if (hasOthers()) lookIn(LOOK);
 }
+
+// Videos that are being made but not watched.
+const hasOthers = () => [...videos.values()].some((video) => isActive(video) && video.id !== stage.video?.id);
 
 function bringToView(element) {
   const { top, bottom } = element.getBoundingClientRect();
@@ -162,14 +167,30 @@ function turn(button) {
   return loadHistory();
 }
 
+function lookIn(milliseconds) {
+  clearTimeout(nextLook);
+  nextLook = setTimeout(lookAtServer, milliseconds);
+}
+
+const SERVER = { ready: "Ready", waiting: "Warming up", away: "No answer", locked: "Needs a key" };
+
+async function serverState() {
+  try {
+    return (await api.models()).data.some(({ ready }) => ready) ? "ready" : "waiting";
+  } catch ({ status }) {
+    return status === 401 ? "locked" : status ? "waiting" : "away";
+  }
+}
+
+// Without a key there is nothing to look at until one is given.
 async function lookAtServer() {
-  const model = await api.models().then(({ data }) => data.find(({ ready }) => ready) ?? data[0], (error) => (error.status ? {} : null));
-  const words = model === null ? "No answer" : model.ready ? "Ready" : "Warming up";
-  $("server").dataset.state = model === null ? "away" : model.ready ? "ready" : "waiting";
-  if ($("server-words").textContent !== words) $("server-words").textContent = words;
-  const others = [...videos.values()].some((video) => isActive(video) && video.id !== stage.video?.id);
+  const state = await serverState();
+  $("server").dataset.state = state;
+  if ($("server-words").textContent !== SERVER[state]) $("server-words").textContent = SERVER[state];
+  if (state === "locked") return clearTimeout(nextLook);
+  const others = hasOthers();
   if (others && !document.hidden) await loadHistory();
-  setTimeout(lookAtServer, others || !model?.ready ? LOOK : IDLE_LOOK);
+  lookIn(others || state !== "ready" ? LOOK : IDLE_LOOK);
 }
 
 function askForKey(problem = "") {
@@ -226,7 +247,7 @@ function listen() {
   });
   $("key-form").addEventListener("submit", () => {
     key.set($("key").value.trim());
-    start();
+    start().then(lookAtServer);
   });
   for (const example of document.querySelectorAll(".example")) {
     example.addEventListener("click", async () => {
