@@ -330,6 +330,20 @@ def test_a_server_that_needs_a_key_says_so(browser, server, size):
         page.wait_for_selector("#server[data-state=ready]")
 
 
+def test_a_number_that_cannot_be_read_is_not_dropped(browser, server):
+    with open_page(browser, server.address, viewport=PHONE) as page:
+        page.wait_for_selector("#server[data-state=ready]")
+        page.set_input_files("#picture", PICTURE)
+        page.fill("#prompt", PROMPT)
+        page.click("summary")
+        page.focus("#num_inference_steps")
+        page.keyboard.type("1-2")
+        page.click("#make")
+        assert page.inner_text("#error").startswith("Steps:")
+        assert focused(page) == "num_inference_steps"
+        is_seen(page, "#error")
+
+
 def test_what_is_no_longer_watched_goes_on(browser, server):
     with open_page(browser, server.address, viewport=DESKTOP) as page:
         ask(page, steps=50)
@@ -337,6 +351,24 @@ def test_what_is_no_longer_watched_goes_on(browser, server):
         ask(page, steps=1)
         assert page.get_attribute(card, "data-status") != "completed"
         page.wait_for_selector(f"{card}[data-status=completed]", timeout=25_000)
+
+
+@SIZES
+def test_an_earlier_picture_keeps_its_size(browser, server, size):
+    made(server)
+    with open_page(browser, server.address, viewport=size) as page:
+        page.wait_for_selector("#player:visible")
+        for field, change in (("size", "64x64"), ("fit", "crop")):
+            page.click("#edit")
+            (page.fill if field == "size" else page.select_option)(f"#{field}", change)
+            page.click("#make")
+            assert "choose the picture again" in page.inner_text("#error")
+            assert focused(page) == field
+            is_seen(page, "#error")
+        page.set_input_files("#picture", PICTURE)
+        before = page.evaluate("location.hash")
+        page.click("#make")
+        wait_other(page, before)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -148,11 +148,16 @@ export class Composer {
   summarise() {
     if (!this.model) return;
     const { defaults, shapes } = this.model;
-    const shape = shapes.length ? $("shape").value.split("/") : [];
-    const frames = shape[0] || $("num_frames").value || defaults.num_frames;
-    const size = shape[1] || $("size").value || `${defaults.width}x${defaults.height}`;
+    const frames = (shapes.length && $("shape").value.split("/")[0]) || $("num_frames").value || defaults.num_frames;
     const steps = $("num_inference_steps").value || defaults.num_inference_steps;
-    $("summary").textContent = `${frames} frames, ${size.replace("x", " × ")}, ${steps} steps`;
+    $("summary").textContent = `${frames} frames, ${spaced(this.size)}, ${steps} steps`;
+  }
+
+  // The size that is asked for.
+  get size() {
+    const { defaults, shapes } = this.model;
+    const shape = shapes.length ? $("shape").value.split("/")[1] : "";
+    return shape || $("size").value.trim() || `${defaults.width}x${defaults.height}`;
   }
 
   // Another video's settings, its prompt and its picture, to change and send again.
@@ -176,6 +181,8 @@ export class Composer {
     if (!this.source) return this.say("Add a picture of the subject first.", "picture");
     if (!$("prompt").value.trim()) return this.say("Say what happens in the video.", "prompt");
     if ($("consent").required && !$("consent").value) return this.say("Say why the subject may be shown.", "consent");
+    const unfit = this.unfit();
+    if (unfit) return this.say(...unfit);
     if (this.highlight.missing()) return this.say(this.highlight.missing(), this.highlight.how);
     const form = new FormData();
     if (this.source.file) form.append("input_reference", this.source.file, "picture");
@@ -183,6 +190,23 @@ export class Composer {
     form.append("prompt", $("prompt").value.trim());
     for (const [name, value] of [...this.settings(), ...this.highlight.fields()]) form.append(name, value);
     await during($("make"), () => this.send(form));
+  }
+
+  // What the server could not read or would not take, and its field; null when nothing is.
+  unfit() {
+    const isUnread = (field) => field.validity.badInput && !field.closest("[hidden]");
+    const unread = [...$("settings").querySelectorAll("input")].find(isUnread);
+    if (unread) return [`${unread.labels[0].textContent}: what is there cannot be read as a number.`, unread.id];
+    const { video, size, fit } = this.source;
+    const again = "or choose the picture again.";
+    if (video && this.size !== size) {
+      const field = this.model.shapes.length ? "shape" : "size";
+      return [`The earlier video’s picture is of ${spaced(size)} pixels: keep that size, ${again}`, field];
+    }
+    if (video && $("fit").value !== fit) {
+      return [`The earlier video’s picture is used as it was: leave this as it was, ${again}`, "fit"];
+    }
+    return null;
   }
 
   *settings() {
@@ -235,6 +259,8 @@ export class Composer {
     if (message) (field ? error : $("make")).scrollIntoView({ block: "nearest" });
   }
 }
+
+const spaced = (size) => size.replace("x", " × ");
 
 function shapeOption({ num_frames: frames, width, height }) {
   return new Option(`${frames} frames of ${width} × ${height}`, `${frames}/${width}x${height}`);
