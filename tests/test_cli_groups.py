@@ -46,7 +46,7 @@ def _commands(group, path: tuple[str, ...] = ()):
             yield (*path, name), command
 
 
-@pytest.mark.parametrize("names", [{"--out", "--output", "-o"}, {"--frames", "--num-frames"}], ids=str)
+@pytest.mark.parametrize("names", [{"--out", "--output", "-o"}, {"--frames", "--num-frames"}], ids=["output", "frames"])
 def test_an_option_has_the_same_names_in_every_command(names):
     found = [
         (" ".join(path), set(option.opts))
