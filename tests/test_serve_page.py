@@ -40,14 +40,19 @@ def server(browser, tmp_path_factory):
         yield server
 
 
-def ask(page, *, steps, prompt=PROMPT):
-    """Fills the form in, sends it, and waits until the page shows the new video and no earlier one."""
-    page.wait_for_selector("#server[data-state=ready]")
-    before = page.evaluate("location.hash")
+def fill_form(page, prompt=PROMPT):
+    """A picture and a prompt; the settings are open."""
     page.set_input_files("#picture", PICTURE)
     page.fill("#prompt", prompt)
     if not page.is_visible("#num_inference_steps"):
         page.click("summary")
+
+
+def ask(page, *, steps, prompt=PROMPT):
+    """Fills the form in, sends it, and waits until the page shows the new video and no earlier one."""
+    page.wait_for_selector("#server[data-state=ready]")
+    before = page.evaluate("location.hash")
+    fill_form(page, prompt)
     page.fill("#num_inference_steps", str(steps))
     page.click("#make")
     wait_other(page, before)
@@ -244,9 +249,7 @@ def test_a_long_refusal_leaves_the_button_in_view(browser, server, size):
     with open_page(browser, server.address, expected=("400 (Bad Request)",), viewport=size) as page:
         page.wait_for_selector("#server[data-state=ready]")
         page.route("**/v1/videos**", answer(400, "there is a reason " * 30))
-        page.set_input_files("#picture", PICTURE)
-        page.fill("#prompt", PROMPT)
-        page.click("summary")
+        fill_form(page)
         page.click("#make")
         page.wait_for_selector("#error:visible")
         is_seen(page, "#error")
@@ -279,9 +282,7 @@ def test_a_long_prompt_leaves_the_buttons_in_reach(browser, server, size):
 def test_keys_keep_their_place(browser, server):
     with open_page(browser, server.address, viewport=DESKTOP) as page:
         page.wait_for_selector("#server[data-state=ready]")
-        page.set_input_files("#picture", PICTURE)
-        page.fill("#prompt", PROMPT)
-        page.click("summary")
+        fill_form(page)
         page.fill("#num_inference_steps", "100")
         before = page.evaluate("location.hash")
         page.focus("#make")
@@ -333,9 +334,7 @@ def test_a_server_that_needs_a_key_says_so(browser, server, size):
 def test_a_number_that_cannot_be_read_is_not_dropped(browser, server):
     with open_page(browser, server.address, viewport=PHONE) as page:
         page.wait_for_selector("#server[data-state=ready]")
-        page.set_input_files("#picture", PICTURE)
-        page.fill("#prompt", PROMPT)
-        page.click("summary")
+        fill_form(page)
         page.focus("#num_inference_steps")
         page.keyboard.type("1-2")
         page.click("#make")

@@ -51,7 +51,10 @@ class Config:
 
     @property
     def programs_at_once(self) -> int:
-        """How many a multiprocessor runs at least, if they take no more than 255 registers a thread: eight warps."""
+        """How many programs of 255 registers a thread a multiprocessor runs: eight warps.
+
+        Fewer registers let more run; shared memory may let fewer, which options do not tell.
+        """
         return max(1, 8 // self.num_warps)
 
     @property
