@@ -124,6 +124,9 @@ def test_what_is_no_database_and_no_folder_is_told_in_a_line(tmp_path):
     for data, word in ((tmp_path, "cannot be used"), (tmp_path / "videomaker.db", "is no folder")):
         refused = run("serve", "--renderer", "fake", "--data", data)
         assert refused.exit_code == 2 and word in refused.stderr and refused.stderr.count("\n") == 1
+    files = ("--data", tmp_path / "data", "--files", tmp_path / "videomaker.db")
+    refused = run("serve", "--renderer", "fake", *files)
+    assert refused.exit_code == 2 and "videomaker.db cannot be kept" in refused.stderr
 
 
 def test_a_declared_shape_that_the_model_cannot_make_ends_the_start(tmp_path):

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 from tiny_finders import write_finders
 from typer.testing import CliRunner
@@ -80,6 +82,7 @@ def test_without_highlighting_a_busy_border_is_said(model, photo):
         (["--mask", "absent.png"], "absent.png"),
         (["--highlight", "dog"], "needs --models FOLDER"),
         (["--highlight", "dog", "--models", "."], "has no grounding-dino/"),
+        (["--highlight", "dog", "--box", "18,8,50,34"], "leave it out, or the box"),
     ],
 )
 def test_what_cannot_be_highlighted_is_told_before_the_model_loads(model, photo, monkeypatch, options, words):
@@ -123,7 +126,6 @@ def test_a_word_goes_through_detector_and_segmenter(photo):
 
 def found_by_hand(models, image, word):
     """The one query's box and SAM's mask of it, from the whole models' own outputs."""
-    import torch
     from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, SamModel, SamProcessor
 
     processor = GroundingDinoProcessor.from_pretrained(models / "grounding-dino", backend="pil")
@@ -167,6 +169,22 @@ def test_a_word_from_the_command_line(model, photo, tmp_path):
     assert result.exit_code == 2 and "cannot be loaded as SamModel" in " ".join(result.output.split())
 
 
+def test_finders_of_half_precision_find_what_float32_finds(photo, tmp_path):
+    found, image = [], media.load_reference(photo)
+    for dtype in (torch.float16, torch.float32):
+        models = write_finders(tmp_path / str(dtype), queries=1)
+        for name in (subject.DETECTOR, subject.SEGMENTER):
+            file = models / name / "model.safetensors"
+            rounded = {key: x.half().to(dtype) if x.is_floating_point() else x for key, x in load_file(file).items()}
+            save_file(rounded, file, metadata={"format": "pt"})
+            config = json.loads((models / name / "config.json").read_text())
+            (models / name / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).split(".")[1]}))
+        found.append(subject.open_finder(models)(image, "head"))
+    (mask, box), (expected, expected_box) = found
+    assert 0 < mask.mean() < 1 and box == expected_box
+    np.testing.assert_array_equal(mask, expected)
+
+
 def test_what_a_word_cannot_do_is_said(photo, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="needs --models FOLDER with grounding-dino/ and sam/"):
         subject.open_finder(None)
@@ -204,6 +222,7 @@ def test_masks_and_boxes_that_do_not_fit(model, photo):
     for options, words in (
         (["--box", "1,2,3"], "give x1,y1,x2,y2"),
         (["--box", "5,5,5,9"], "spans no area"),
+        (["--highlight", "dog", "--mask", "m.png"], "leave it out, or the mask"),
         (["--box", "100,100,120,120"], "has no pixel"),
         (["--mask", photo.parent / "none.png"], "does not exist"),
     ):

@@ -98,6 +98,8 @@ def test_what_does_not_fit_is_refused_in_words(client, state, photo):
         (ask(client, picture, box="1,2,3"), "box", "x1,y1,x2,y2"),
         (ask(client, picture, box="900,900,901,901"), "box", "no pixel"),
         (ask(client, picture, highlight="dog"), "highlight", "no detector"),
+        (ask(client, picture, mask, highlight="dog"), "mask", "leave it out, or the mask"),
+        (ask(client, picture, box="1,2,3,4", highlight="dog"), "box", "leave it out, or the box"),
     ]
     for answer, param, word in cases:
         error = answer.json()["error"]

@@ -331,6 +331,24 @@ def test_a_server_that_needs_a_key_says_so(browser, server, size):
         page.wait_for_selector("#server[data-state=ready]")
 
 
+def test_a_key_that_is_no_longer_good_is_asked_for_once(browser, server):
+    refusal = {"status": 401, "content_type": "application/json", "body": '{"error": {"message": "no key"}}'}
+    asked = []
+    with open_page(browser, server.address, expected=("401", "Failed to load"), viewport=DESKTOP) as page:
+        page.route("**/v1/videos/*/events*", lambda route: route.abort())
+        page.route("**/v1/videos/video_*", lambda route: (asked.append(1), route.fulfill(**refusal)))
+        ask(page, steps=50)
+        page.wait_for_selector("#key-dialog[open]")
+        before = len(asked)
+        page.wait_for_timeout(4500)
+        assert len(asked) == before
+        page.unroute("**/v1/videos/video_*")
+        page.unroute("**/v1/videos/*/events*")
+        page.fill("#key", "vm_good")
+        page.keyboard.press("Enter")
+        wait_done(page)
+
+
 def test_a_number_that_cannot_be_read_is_not_dropped(browser, server):
     with open_page(browser, server.address, viewport=PHONE) as page:
         page.wait_for_selector("#server[data-state=ready]")

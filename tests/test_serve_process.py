@@ -129,3 +129,15 @@ def test_an_open_address_needs_keys_and_a_taken_port_is_told(tmp_path, server):
     for options, word in ((["--host", "0.0.0.0"], "keys create"), (["--port", port], f"--port {port}")):
         refused = CliRunner().invoke(app, ["serve", "--data", str(tmp_path), *options])
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1) and word in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_files_that_cannot_be_kept_end_the_start(tmp_path, command):
+    settings = tmp_path / "videomaker.toml"
+    settings.write_text(
+        '[files_options]\nendpoint = "http://127.0.0.1:9"\naccess_key_id = "a"\nsecret_access_key = "b"\n'
+    )
+    options = ["--renderer", "fake", "--data", str(tmp_path / "data"), "--config", str(settings)]
+    refused = CliRunner().invoke(app, [command, *options, "--files", "s3://bucket/files"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "files s3://bucket/files do not answer" in refused.stderr

@@ -88,13 +88,11 @@ class Highlighting:
         """Before a model loads.
 
         Raises:
-            InputError: the box is none, or a word's networks are missing.
+            InputError: as `Highlight.of`, or a word's networks are missing.
         """
-        from videomaker.data.subject import check_models, parse_box
+        from videomaker.data.subject import Highlight, check_models
 
-        if self.box is not None:
-            parse_box(self.box)
-        if self.highlight:
+        if Highlight.of(self.highlight, self.mask, self.box).word:
             check_models(models)
 
 

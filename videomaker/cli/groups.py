@@ -59,11 +59,11 @@ class Highlighting:
         """What is asked for; false when nothing is.
 
         Raises:
-            InputError: the box is none.
+            InputError: as `Highlight.of`.
         """
-        from videomaker.data.subject import Highlight, parse_box
+        from videomaker.data.subject import Highlight
 
-        return Highlight(self.highlight, self.mask, None if self.box is None else parse_box(self.box))
+        return Highlight.of(self.highlight, self.mask, self.box)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ Seeds = Annotated[
 ]
 
 
-def _named(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+def not_empty(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """A callback that refuses the empty text where it was given."""
     source = context.get_parameter_source(parameter.name or "")
     if not value and source is not None and source.name == "COMMANDLINE":
         raise typer.BadParameter("it is empty: name the subject, such as head or dog")
@@ -103,7 +104,7 @@ HighlightWord = Annotated[
         "(Grounding DINO and SAM in --models).",
         metavar="WORD",
         show_default=False,
-        callback=_named,
+        callback=not_empty,
     ),
 ]
 Mask = Annotated[

@@ -45,6 +45,26 @@ Renderer = Annotated[
 LogFormat = Annotated[Literal["auto", "console", "json"] | None, typer.Option(help="Of the log on stderr.")]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print what is resolved, and end.")]
 
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A model of the server, by its name there.",
+        show_default="its first",
+        rich_help_panel=options.MODEL,
+    ),
+]
+HighlightWord = Annotated[
+    str,
+    typer.Option(
+        "--highlight",
+        help="Find the subject by this word, such as head or dog, and put it on white, as in training, where the "
+        "server has highlight_models.",
+        metavar="WORD",
+        show_default=False,
+        callback=options.not_empty,
+    ),
+]
 Server = Annotated[str, typer.Option(envvar="VIDEOMAKER_SERVER", help="Address of the server.")]
 Key = Annotated[str | None, typer.Option(envvar="VIDEOMAKER_KEY", help="Of videomaker keys create.", show_envvar=True)]
 Output = Annotated[Path, typer.Option(*options.OUT, help="A folder, or a .mp4 file for one video.")]

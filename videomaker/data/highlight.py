@@ -285,9 +285,12 @@ def _text(clip: Clip, prompt: str) -> str:
 
 
 def _load(model_class: Any, folder: Path, device: str) -> tuple[Any, torch.nn.Module]:
-    """The processor, of Pillow so that masks do not depend on the installation, and the model in eval mode."""
+    """The processor, of Pillow so that masks do not depend on the installation, and the model in eval mode and float32,
+    whatever the file's type: pictures come in it.
+    """
     from transformers import AutoProcessor
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a model's local folder in the transformers format")
-    return load_whole(AutoProcessor, folder, backend="pil"), load_whole(model_class, folder).to(device).eval()
+    model = load_whole(model_class, folder, dtype=torch.float32)
+    return load_whole(AutoProcessor, folder, backend="pil"), model.to(device).eval()

@@ -57,6 +57,19 @@ class Highlight:
     def __bool__(self) -> bool:
         return bool(self.word) or self.mask is not None or self.box is not None
 
+    @classmethod
+    def of(cls, word: str | None, mask: Path | BinaryIO | None, box: str | None) -> Highlight:
+        """What a user asks for.
+
+        Raises:
+            InputError: the box is none, or a word comes with a mask or a box, beside which it would not be looked for.
+        """
+        if word and (mask is not None or box is not None):
+            raise InputError(
+                f"highlight {word!r} looks for the subject by itself: leave it out, or the {'mask' if mask else 'box'}"
+            )
+        return cls(word or "", mask, None if box is None else parse_box(box))
+
 
 def parse_box(text: str) -> Box:
     """A box from `"x1,y1,x2,y2"`.

@@ -88,14 +88,13 @@ class Highlighter:
     def _on_white(
         self, upload: pictures.Upload, asked: VideoRequest, mask: bytes | None, size: dict[str, int]
     ) -> Reference:
-        from videomaker.data.subject import Highlight, highlight_picture, parse_box  # late: they load torch
+        from videomaker.data.subject import Highlight, highlight_picture  # late: they load torch
 
         file = None if mask is None else io.BytesIO(mask)
         if file is not None:
             file.name = "that was sent"  # what messages call it
-        highlight = Highlight(asked.highlight or "", file, parse_box(asked.box) if asked.box else None)
-        needs_finder = mask is None and highlight.box is None
-        finder = self._find if needs_finder else None
+        highlight = Highlight.of(asked.highlight, file, asked.box or None)
+        finder = self._find if highlight.word else None
         image, box = highlight_picture(upload.image, highlight, finder=finder, max_pixels=self.max_pixels, **size)
         story = {
             "word": asked.highlight,

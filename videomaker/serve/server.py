@@ -65,7 +65,7 @@ def serve(config: ServeConfig, spare: subprocess.Popen | None = None) -> int:
 
 
 def check_state(state: State) -> None:
-    """Refuses what cannot be served, and makes the database ready.
+    """Refuses what cannot be served, and makes files and database ready.
 
     Raises:
         InputError: with the reason.
@@ -80,7 +80,7 @@ def check_state(state: State) -> None:
     load_check(config.frames_check)
     state.credentials  # noqa: B018
     state.highlighter.check()
-    prepare_database(state)
+    prepare_storage(state)
     state.signer  # noqa: B018
     if not (config.is_loopback or state.keys.exist()):
         raise InputError(
@@ -101,11 +101,11 @@ def check_paths(config: ServeConfig) -> None:
                 raise InputError(f"{name} {path} does not exist: give its path, or leave it out")
 
 
-def prepare_database(state: State) -> None:
-    """Brings the tables to this program's version.
+def prepare_storage(state: State) -> None:
+    """Brings the tables to this program's version, and makes sure that files can be kept.
 
     Raises:
-        InputError: the database does not answer, or was written by a newer program.
+        InputError: the database or the store does not answer, or a newer program wrote the tables.
     """
     try:
         migrate.upgrade(state.database)
@@ -115,6 +115,7 @@ def prepare_database(state: State) -> None:
     except DatabaseError as error:  # a damaged file, or one that is none
         reason = first_line(error.orig or error)
         raise InputError(f"database {state.database.shown} cannot be used: {reason}; restore a backup") from error
+    state.store.check()
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -34,15 +34,18 @@ class Store:
         patience: seconds for which a request to an object store is tried again before it fails.
 
     Raises:
-        InputError: the URL or an option is none that obstore knows.
+        InputError: the URL or an option is none that obstore knows, or the folder cannot be made.
     """
 
     def __init__(
         self, url: str, options: dict[str, str] | None = None, *, public_endpoint: str = "", patience: float = 10
     ):
-        self.folder = None if "://" in url else Path(url)
+        self.folder, self.shown = None if "://" in url else Path(url), url
         if self.folder is not None:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people
+            except OSError as error:
+                raise InputError(f"files {url} cannot be kept: {error.strerror}; give another folder") from error
             self._store: Any = LocalStore(self.folder)
             return
         self._store = connect(url, options or {}, patience)
@@ -126,10 +129,23 @@ class Store:
     def answers(self) -> bool:
         """Whether the store can be reached."""
         try:
-            obstore.list_with_delimiter(self._store, "videos")
-        except Exception:  # each kind of store has its own
+            self.check()
+        except InputError:
             return False
-        return self.folder is None or os.access(self.folder, os.W_OK)
+        return True
+
+    def check(self) -> None:
+        """Refuses a store that cannot be used now.
+
+        Raises:
+            InputError: it does not answer or lets nobody in; or the folder cannot be written.
+        """
+        try:
+            obstore.list_with_delimiter(self._store, "videos")
+        except Exception as error:  # each kind of store has its own
+            raise InputError(f"files {self.shown} do not answer: {first_line(error)[:300]}") from error
+        if self.folder is not None and not os.access(self.folder, os.W_OK):
+            raise InputError(f"files {self.folder} cannot be written: give its folder to the user that serves")
 
 
 def connect(url: str, options: dict[str, str], patience: float) -> ObjectStore:

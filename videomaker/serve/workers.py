@@ -16,7 +16,7 @@ from .config import ServeConfig
 from .housekeeping import Housekeeper
 from .logs import configure_logs
 from .model_files import localised
-from .server import check_paths, prepare_database
+from .server import check_paths, prepare_storage
 from .state import State
 from .supervisor import Supervisor, worker_orders
 from .tracing import configure_tracing
@@ -39,8 +39,7 @@ def work(config: ServeConfig) -> int:
     state.models  # noqa: B018  # are read, or refused, before a process is started for them
     check_paths(config)
     load_check(config.frames_check)
-    prepare_database(state)
-    state.store  # noqa: B018
+    prepare_storage(state)
     supervisor, housekeeper = Supervisor(worker_orders(config, least=1)), Housekeeper(state)
     names = ", ".join(one.name for one in config.served_here)
     print(f"VideoMaker worker of {names} for {state.database.shown}  (Ctrl-C ends)", flush=True)

@@ -17,7 +17,7 @@ let hasMore = false;
 let nextLook = null;
 
 const say = (words) => ($("live").textContent = words);
-const stage = new Stage({ changed, gone, say });
+const stage = new Stage({ changed, gone, refused, say });
 const composer = new Composer({ made, refused });
 
 async function made(video) {

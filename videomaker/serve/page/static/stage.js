@@ -31,9 +31,9 @@ export function progressWords(video) {
 }
 
 export class Stage {
-  // changed(video) and gone(id) are called when the server tells so.
-  constructor({ changed, gone, say }) {
-    Object.assign(this, { changed, gone, say, video: null, stream: null, told: "" });
+  // changed(video) and gone(id) are called when the server tells so; refused(error) deals with a key that is not good.
+  constructor({ changed, gone, refused, say }) {
+    Object.assign(this, { changed, gone, refused, say, video: null, stream: null, told: "" });
     Object.assign(this, { title: new Clamp("work-title"), failure: new Clamp("work-error"), avoided: new Clamp("avoided") });
     document.addEventListener("visibilitychange", () => (document.hidden ? this.unwatch() : this.refresh()));
     for (const name of ["player", "reference"]) {
@@ -148,7 +148,7 @@ export class Stage {
       this.changed(await api.get(video.id));
     } catch (error) {
       if (error.status === 404) this.gone(video.id);
-      else if (!document.hidden) setTimeout(() => this.video?.id === video.id && this.refresh(), RETRY);
+      else if (!this.refused(error) && !document.hidden) setTimeout(() => this.video?.id === video.id && this.refresh(), RETRY);
     }
   }
 
