@@ -1,14 +1,18 @@
 """Records of results: whatever a file is called, what was recorded is found again."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from generating import generate
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
 from videomaker import VideoMakerPipeline
 from videomaker.cli import app
+from videomaker.jobs.finished import fingerprint
 from videomaker.jobs.record import _json_digest, component_digests
+from videomaker.jobs.request import ModelSpec
 
 
 def test_a_picture_whose_name_is_no_text_is_recorded_and_found_again(tmp_path):
@@ -48,3 +52,27 @@ def test_digests_tell_a_pipeline_without_pisa():
         "reference_cross_attention": pipe.config.reference_cross_attention,
     }
     assert found["configuration"] == _json_digest(before)
+
+
+@pytest.mark.parametrize("part", ["motion_adapter", "weights", "vae", "loras"])
+def test_a_file_that_is_replaced_in_its_place_makes_another_model(part, tmp_path):
+    """Or a video of the old file would be taken for one of the new."""
+    file = tmp_path / "part.safetensors"
+    spec = replace(ModelSpec(), **{part: (f"{file}:0.5",) if part == "loras" else str(file)})
+    file.write_bytes(b"one")
+    before = fingerprint(spec)
+    assert fingerprint(spec) == before
+    file.write_bytes(b"another")
+    assert fingerprint(spec) != before
+
+
+def test_a_motion_adapter_of_the_hub_is_told_by_its_revision(tmp_path, monkeypatch):
+    where = {"newest": tmp_path / "a"}
+    monkeypatch.setattr("videomaker.weights.sources.local_path", lambda source: where["newest"])
+    found = []
+    for name in ("a", "b"):
+        where["newest"] = tmp_path / name
+        where["newest"].mkdir()
+        (where["newest"] / "config.json").write_text(name)
+        found.append(fingerprint(ModelSpec(motion_adapter="owner/name")))
+    assert found[0] != found[1]

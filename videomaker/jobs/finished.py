@@ -12,6 +12,7 @@ from videomaker.errors import InputError
 from videomaker.files import sha256
 
 from .defaults import model_folder, resolve_output, settings_without_model
+from .model_check import split_lora
 from .places import record_path
 from .record import RECORD_VERSION, read_record
 from .request import Job, ModelSpec, Recipe
@@ -22,10 +23,8 @@ def fingerprint(spec: ModelSpec) -> str:
 
     Equal fingerprints mean the same model; others may, and then the weights themselves are compared.
     """
-    places = [
-        model_folder(spec.source),
-        *(Path(place) for place in (spec.motion_adapter, spec.weights, spec.vae) if place),
-    ]
+    places = [model_folder(place) for place in (spec.source, spec.motion_adapter, spec.weights, spec.vae) if place]
+    places += [split_lora(lora)[0] for lora in spec.loras]
     files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*")))
     states = [(str(file.resolve()), *_state(file)) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps([asdict(spec), states]).encode()).hexdigest()
