@@ -212,6 +212,7 @@ def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> Vi
     if not row.trained:
         return TextOnlyPipeline.from_pretrained(options.base)
     folder = options.out / "runs" / _slug(name, seed)
+    _begin(folder, _training(options) | {"row": list(row.overrides)})
     overrides = [
         *row.overrides,
         f"output={folder}",
@@ -236,6 +237,20 @@ def train_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> Vi
     return pipe
 
 
+def _begin(folder: Path, training: dict) -> None:
+    """Refuses the run of another training: one that was cut would go on as this one, one that ended be taken for it."""
+    path = folder.with_name(f"{folder.name}.json")
+    if path.is_file():
+        _check_same(path, json.loads(path.read_text(encoding="utf-8")), training)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(training), encoding="utf-8")
+
+
+def _check_same(path: Path, before: dict, setting: dict) -> None:
+    if before != setting:
+        raise SystemExit(f"{path} was made with {before}, not {setting}: ask for the same, or give another --out")
+
+
 def _rival(folder: Path, config) -> RivalPipeline:
     weights = folder / "rival.safetensors"
     if not weights.is_file():
@@ -252,10 +267,9 @@ def _rival(folder: Path, config) -> RivalPipeline:
 def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> None:
     """Trains and measures the row with this seed, unless its measures are already there."""
     path, setting = _measures(options, name, seed), _setting(options)
+    for there in sorted(path.parent.glob("*.json")):  # one table shows them all
+        _check_same(there, json.loads(there.read_text(encoding="utf-8"))["setting"], setting)
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["setting"]
-        if before != setting:
-            raise SystemExit(f"{path} was made with {before}, not {setting}: ask for the same, or give another --out")
         return
     pipe = train_row(name, row, seed, options)
     pipe.set_progress_bar_config(disable=True)
@@ -271,8 +285,12 @@ def measure_row(name: str, row: Row, seed: int, options: argparse.Namespace) -> 
 
 def _setting(options: argparse.Namespace) -> dict[str, int | str | list[str]]:
     """What rows must share to be compared."""
+    return _training(options) | {"clips": options.clips}
+
+
+def _training(options: argparse.Namespace) -> dict[str, int | str | list[str]]:
     base = sha256(options.base / "unet/diffusion_pytorch_model.safetensors")
-    return {"steps": options.steps, "clips": options.clips, "base": base[:12], "overrides": sorted(options.set)}
+    return {"steps": options.steps, "base": base[:12], "overrides": sorted(options.set)}
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[int, dict]]:
@@ -330,6 +348,9 @@ def write_report(options: argparse.Namespace) -> None:
     results = measured(options)
     if not results:
         raise SystemExit(f"nothing is measured in {options.out} yet")
+    runs = [(_measures(options, name, seed), run) for name, of in results.items() for seed, run in of.items()]
+    for path, run in runs[1:]:
+        _check_same(path, run["setting"], runs[0][1]["setting"])
     print(table(results))
     document = json.dumps({"environment": environment(torch.device("cpu")), "rows": results}, indent=2) + "\n"
     for name, text in (("ablation.json", document), ("ablation.md", table(results))):
