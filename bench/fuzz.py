@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -244,11 +244,12 @@ class Progress:
     """What is known of the shapes so far, in a file where one is given."""
 
     def __init__(
-        self, path: Path | None, first: int, device: torch.device, *, count: int = 1000, hold: int = 1
-    ) -> None:
+        self, path: Path | None, first: int, device: torch.device, *,
+        count: int = 1000, hold: int = 1, backends: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         self.path, self.first, self.count = path, first, count
         self.document = {
-            "environment": environment(device), "first": first, "hold": hold,
+            "environment": environment(device), "first": first, "hold": hold, "backends": sorted(backends),
             "shapes": 0, "left": count, "checks": {}, "failures": [],
         }  # fmt: skip
         if path and path.exists():
@@ -256,8 +257,10 @@ class Progress:
             same = all(
                 found["environment"][x] == self.document["environment"][x] for x in ("commit", "torch", "triton")
             )
-            if not same or (found["first"], found.get("hold", 1)) != (first, hold):
-                raise SystemExit(f"{path} is of another commit, version, first seed or --hold: give another file")
+            if not same or any(found.get(x) != self.document[x] for x in ("first", "hold", "backends")):
+                raise SystemExit(
+                    f"{path} is of another commit, version, first seed, --hold or other backends: give another file"
+                )
             self.document = found
 
     @property
@@ -294,7 +297,9 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backends, start = backends_here(options.backends, device), time.monotonic()
-    progress = Progress(options.json, options.first, device, count=options.count, hold=options.hold)
+    if not backends:
+        raise SystemExit("none of the backends can run here: nothing is checked")
+    progress = Progress(options.json, options.first, device, count=options.count, hold=options.hold, backends=backends)
     for seed in range(progress.next_seed, options.first + options.count):
         if time.monotonic() - start > options.seconds:
             print("time was up")

@@ -103,3 +103,12 @@ def test_a_fuzz_whose_time_is_up_says_what_is_left_and_goes_on(
     assert (document["shapes"], document["left"]) == (5, 0)
     with pytest.raises(SystemExit, match="--hold"):
         run("--hold", "2")
+    with pytest.raises(SystemExit, match="other backends"):  # naive has run none of the five
+        run("--backends", "naive", "sdpa")
+
+
+def test_a_fuzz_without_any_backend_does_not_pass(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--count", "1", "--backends", "triton"])
+    monkeypatch.setattr(fuzz, "available_backends", lambda q: {"triton": "no GPU"})
+    with pytest.raises(SystemExit, match="nothing is checked"):
+        fuzz.main()
