@@ -30,7 +30,7 @@ from fuzzing.world import World, make_world
 
 
 def main() -> int:
-    """Runs what is left to run; exit code 1 when a case failed."""
+    """Runs what is left to run; exit code 1 when a case failed or a process was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=4000, help="cases in all, spread over the kinds")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,13 +49,16 @@ def main() -> int:
     results = options.out / f"results-{options.seed}.jsonl"
     each = -(-options.count // len(options.kinds))
     names = [f"{kind}:{options.seed}:{number}" for number in range(each) for kind in options.kinds]
-    done = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
-    _run_all([name for name in names if name not in done], world, results, options.jobs, options.seconds)
-    return _report(results)
+    done = {outcome["name"] for outcome in _outcomes(results)}
+    lost = _run_all([name for name in names if name not in done], world, results, options.jobs, options.seconds)
+    return _report(_outcomes(results), names) or int(lost > 0)
 
 
-def _run_all(names: list[str], world: World, results: Path, jobs: int, seconds: float) -> None:
-    """Shares the cases out to `jobs` processes, which write a line for each; Ctrl-C leaves what is done."""
+def _run_all(names: list[str], world: World, results: Path, jobs: int, seconds: float) -> int:
+    """Shares the cases out to `jobs` processes, which write a line for each; Ctrl-C leaves what is done.
+
+    Returns how many of them ended before their cases did, killed for memory for instance.
+    """
     until = time.monotonic() + seconds
     workers = []
     for job in range(jobs):
@@ -71,15 +74,23 @@ def _run_all(names: list[str], world: World, results: Path, jobs: int, seconds: 
                     print(f"{outcome.wrong:34} {name:26} {outcome.what[:120]}", flush=True)
             os._exit(0)
         workers.append(worker)
-    for worker in workers:
-        os.waitpid(worker, 0)
+    lost = sum(os.waitpid(worker, 0)[1] != 0 for worker in workers)
+    if lost:
+        print(f"{lost} of {jobs} processes ended before their cases did: the same command goes on")
+    return lost
 
 
-def _report(results: Path) -> int:
-    outcomes = [json.loads(line) for line in results.read_text().splitlines()]
+def _outcomes(results: Path) -> list[dict]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def _report(outcomes: list[dict], names: list[str]) -> int:
     wrong = collections.Counter(x["wrong"].split(":")[0] for x in outcomes if x["wrong"])
     kinds = collections.Counter(x["name"].split(":")[0] for x in outcomes)
-    summary = {"cases": len(outcomes), "failed": sum(wrong.values()), "why": dict(wrong), "kinds": dict(kinds)}
+    left = len(set(names) - {x["name"] for x in outcomes})
+    summary = {
+        "cases": len(outcomes), "left": left, "failed": sum(wrong.values()), "why": dict(wrong), "kinds": dict(kinds),
+    }  # fmt: skip
     print(json.dumps(summary))
     return int(bool(wrong))
 

@@ -100,3 +100,24 @@ def test_the_first_cases_of_the_large_fuzz(tmp_path):
     done = subprocess.run([sys.executable, "-P", str(script), *words], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["cases"] == 38
+
+
+def test_a_lost_process_of_the_large_fuzz_is_told(tmp_path):
+    """Its cases did not run, and what is left of the others must not pass for all."""
+    code = """
+import os, sys
+from pathlib import Path
+import fuzz_inputs
+Outcome = fuzz_inputs.zygote.Outcome
+fuzz_inputs.zygote.run_case = lambda name, make: os._exit(9) if name == "prompts:0:1" else Outcome(name)
+names, results = ["prompts:0:0", "prompts:0:1"], Path(sys.argv[1])
+assert fuzz_inputs._run_all(names, None, results, 2, 100) == 1
+fuzz_inputs._report(fuzz_inputs._outcomes(results), names)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "bench")}
+    command = [sys.executable, "-c", code, str(tmp_path / "results.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told, summary = done.stdout.splitlines()
+    assert told.startswith("1 of 2 processes ended before their cases did")
+    assert {**json.loads(summary), "kinds": None} == {"cases": 1, "left": 1, "failed": 0, "why": {}, "kinds": None}
