@@ -224,10 +224,10 @@ def _smi_max_clock(device: torch.device) -> float | None:
 
 
 def _commit() -> str:
-    """HEAD, marked where the kernels or the benchmark differ from it."""
+    """HEAD, marked where what is measured or the benchmark differs from it."""
     root = Path(__file__).resolve().parents[1]
     with suppress(OSError, subprocess.SubprocessError):
-        changes = _git(root, "status", "--porcelain", "-uno", "--", "kernels", "bench")
+        changes = _git(root, "status", "--porcelain", "-uno", "--", "kernels", "videomaker", "train", "bench")
         return _git(root, "rev-parse", "HEAD") + ("+changes" if changes else "")
     return "unknown"
 

@@ -90,3 +90,19 @@ sys.exit(attn.main(["--device", "cpu", "--case", "1,2,8,8,8", "--seconds", "0.01
     assert timed == ["sdpa"] * 3 + ["usual"] * 3 * (not ended)
     (reason,) = (row["not_timed"] for row in found if row["path"] == "broken")
     assert reason == ("begun, and ended the process or was stopped" if ended else "cannot run: SystemExit: 3")
+
+
+@pytest.mark.parametrize("folder", ["kernels", "videomaker", "train", "bench"])
+def test_a_result_of_changed_code_is_not_told_as_the_commits(folder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    measure = importlib.import_module("measure")
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "bench" / "measure.py"))
+    file = tmp_path / folder / "code.py"
+    file.parent.mkdir()
+    file.write_text("one")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert len(measure._commit()) == 40
+    file.write_text("another")
+    assert measure._commit().endswith("+changes")
