@@ -1,7 +1,5 @@
 """The sprite world, its measure on truth and on noise, its files, and the suite on the embedded model."""
 
-import argparse
-import importlib
 import itertools
 import json
 from dataclasses import replace
@@ -14,7 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner
 from videomaker.train.default import install
 from videomaker.train.model import blocks_of_pixels
-from videomaker.train.overrides import load_config
 
 from videomaker import default_model_path, media
 from videomaker.cli import app
@@ -239,43 +236,6 @@ def test_the_anchor_is_the_canvas():
     np.testing.assert_array_equal(back.round().byte().movedim(1, -1).numpy(), canvas)
     with pytest.raises(InputError, match="this VAE has 4"):
         blocks_of_pixels(frames, (1, 4, 8, 8))
-
-
-def test_rows_of_the_ablation_add_up(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
-    rows = importlib.import_module("ablation").ROWS
-    configs = [load_config("sprites", row.overrides) for row in list(rows.values())[2:]]
-    steps = [
-        (c.method.girl_weight > 0, c.method.reference_cross_attention, c.method.update_motion, c.data.highlight)
-        for c in configs
-    ]
-    assert steps == [tuple(index < switched for index in range(4)) for switched in range(5)]
-    assert not any(config.method.train_all for config in configs)
-
-
-def test_an_ablation_keeps_trainings_and_measures_of_other_settings_apart(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
-    ablation = importlib.import_module("ablation")
-    options = {"base": default_model_path(), "out": tmp_path, "clips": 4, "set": [], "seeds": [0], "rows": ["PISA"]}
-    options = argparse.Namespace(**options, steps=2)
-    longer = argparse.Namespace(**{**vars(options), "steps": 3})
-    begun = []
-    monkeypatch.setattr(ablation.VideoMakerPipeline, "from_pretrained", begun.append)
-    run = tmp_path / "runs" / "pisa-0"
-    (run / "pipeline").mkdir(parents=True)  # of a training that ended
-    ablation.train_row("PISA", ablation.ROWS["PISA"], 0, options)
-    with pytest.raises(SystemExit, match=r"'steps': 2.* not .*'steps': 3"):
-        ablation.train_row("PISA", ablation.ROWS["PISA"], 0, longer)
-    assert begun == [run / "pipeline"]
-    measures = tmp_path / "measures"
-    measures.mkdir()
-    (measures / "pisa-0.json").write_text(json.dumps({"setting": ablation._setting(options)}))
-    with pytest.raises(SystemExit, match="another --out"):
-        ablation.measure_row("+ GIRL", ablation.ROWS["+ GIRL"], 0, longer)
-    (measures / "plus-girl-0.json").write_text(json.dumps({"setting": ablation._setting(longer)}))
-    options.rows = ["PISA", "+ GIRL"]
-    with pytest.raises(SystemExit, match="another --out"):
-        ablation.write_report(options)
 
 
 def test_a_new_default_keeps_its_card_and_settings(tmp_path):
