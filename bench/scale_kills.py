@@ -215,7 +215,7 @@ def _verdict(state: State, ids: set[str], wanted: int) -> dict[str, Any]:
         rows = connection.execute(select(videos.c.id, videos.c.state, videos.c.attempt, videos.c.result)).all()
         twice = "SELECT count(*) FROM (SELECT id FROM ends GROUP BY id HAVING count(*) > 1) AS more"
         doubled = connection.scalar(text(twice))
-        most = connection.scalar(text("SELECT max(videos) FROM active"))
+        most = connection.scalar(text("SELECT coalesce(max(videos), 0) FROM active"))
     done = {row.id for row in rows if row.state == "completed"}
     named = {file["key"] for row in rows if row.result for file in row.result["files"].values()}
     missing = len(named - set(state.store.keys("videos")))

@@ -95,6 +95,18 @@ def pgbouncer(postgres):
 _DATABASES = ["sqlite", *(pytest.param(kind, marks=pytest.mark.scale) for kind in ("postgresql", "pgbouncer"))]
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, which the system brings; ended with the module, since no other event loop runs beside its own."""
+    from browser import NoBrowser, open_browser
+
+    try:
+        with open_browser() as browser:
+            yield browser
+    except NoBrowser as missing:
+        pytest.skip(str(missing))
+
+
 @pytest.fixture(params=_DATABASES)
 def any_database(request, tmp_path):
     """An empty database of each kind."""

@@ -6,13 +6,11 @@ import io
 import json
 
 import pytest
-from browser import DESKTOP, PHONE, NoBrowser, open_browser
+from browser import DESKTOP, PHONE
 from page_checks import NO_FAULTS, faults, open_page
 from PIL import Image
 from serving import PICTURE, ServerProcess, submit, wait_for
-
-PROMPT = "a big creature hopping to the left over a green meadow"
-SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+from using_page import PROMPT, SIZES, ask, fill_form, wait_done, wait_other
 
 # Every text that the progress shows from now on, in order.
 WATCH = """() => {
@@ -25,46 +23,10 @@ WATCH = """() => {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    try:
-        with open_browser() as browser:
-            yield browser
-    except NoBrowser as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
 def server(browser, tmp_path_factory):
     with ServerProcess(tmp_path_factory.mktemp("server"), renderer="model", workers=1) as server:
         server.wait_ready(240)
         yield server
-
-
-def fill_form(page, prompt=PROMPT):
-    """A picture and a prompt; the settings are open."""
-    page.set_input_files("#picture", PICTURE)
-    page.fill("#prompt", prompt)
-    if not page.is_visible("#num_inference_steps"):
-        page.click("summary")
-
-
-def ask(page, *, steps, prompt=PROMPT):
-    """Fills the form in, sends it, and waits until the page shows the new video and no earlier one."""
-    page.wait_for_selector("#server[data-state=ready]")
-    before = page.evaluate("location.hash")
-    fill_form(page, prompt)
-    page.fill("#num_inference_steps", str(steps))
-    page.click("#make")
-    wait_other(page, before)
-
-
-def wait_other(page, before):
-    page.wait_for_function("before => location.hash !== before", arg=before)
-
-
-def wait_done(page):
-    page.wait_for_selector("#player:visible")
-    page.wait_for_function("() => document.getElementById('player').currentTime > 0")
 
 
 @SIZES
@@ -306,47 +268,6 @@ def test_keys_keep_their_place(browser, server):
             page.wait_for_function("cards => document.getElementById('cards').innerHTML !== cards", arg=cards)
         page.wait_for_timeout(100)
         assert focused(page) == "older"
-
-
-@SIZES
-def test_a_server_that_needs_a_key_says_so(browser, server, size):
-    refusal = {"status": 401, "content_type": "application/json", "body": '{"error": {"message": "no key"}}'}
-    asked = []
-    with open_page(browser, f"{server.address}/docs", expected=("401",), viewport=size) as page:
-        page.route("**/v1/**", lambda route: (asked.append(1), route.fulfill(**refusal)))
-        page.goto(server.address)
-        page.wait_for_selector("#key-dialog[open]")
-        page.keyboard.press("Escape")
-        page.wait_for_function("() => document.getElementById('server-words').textContent === 'Needs a key'")
-        page.evaluate("document.getElementById('key-open').hidden = false")
-        for name in (".server", "#key-open", ".bar nav"):
-            assert page.locator(name).bounding_box()["height"] <= 42  # one line
-        before = len(asked)
-        page.wait_for_timeout(4000)
-        assert len(asked) == before
-        page.unroute("**/v1/**")
-        page.click("#key-open")
-        page.fill("#key", "vm_good")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#server[data-state=ready]")
-
-
-def test_a_key_that_is_no_longer_good_is_asked_for_once(browser, server):
-    refusal = {"status": 401, "content_type": "application/json", "body": '{"error": {"message": "no key"}}'}
-    asked = []
-    with open_page(browser, server.address, expected=("401", "Failed to load"), viewport=DESKTOP) as page:
-        page.route("**/v1/videos/*/events*", lambda route: route.abort())
-        page.route("**/v1/videos/video_*", lambda route: (asked.append(1), route.fulfill(**refusal)))
-        ask(page, steps=50)
-        page.wait_for_selector("#key-dialog[open]")
-        before = len(asked)
-        page.wait_for_timeout(4500)
-        assert len(asked) == before
-        page.unroute("**/v1/videos/video_*")
-        page.unroute("**/v1/videos/*/events*")
-        page.fill("#key", "vm_good")
-        page.keyboard.press("Enter")
-        wait_done(page)
 
 
 def test_a_number_that_cannot_be_read_is_not_dropped(browser, server):
