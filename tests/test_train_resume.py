@@ -34,6 +34,28 @@ def test_other_settings_are_said_and_every_configuration_is_kept(trainer, tmp_pa
     assert starts[0]["versions"]["torch"] and starts[0]["commit"] and starts[0]["ranks"] == 1
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_other_settings_of_the_optimizer_count(trainer, stage):
+    """A checkpoint holds those that it was written with beside the moments."""
+    fixed = [f"zero.stage={stage}", "optimizer.learning_rate=1e-3"]
+    assert trainer(*fixed, "optimizer.attn1_learning_rate=5e-4", "steps=2").run(StopRequest())
+    others = ["optimizer.attn1_learning_rate=2e-3", "optimizer.weight_decay=0.5", "optimizer.betas=[0.5,0.9]"]
+    again = trainer(*fixed, *others, "optimizer.eps=1e-4", "steps=3")
+    assert again.run(StopRequest())
+    groups = again.engine.basic_optimizer.param_groups
+    assert {(group["weight_decay"], group["betas"], group["eps"]) for group in groups} == {(0.5, (0.5, 0.9), 1e-4)}
+    assert sorted(group["lr"] for group in groups) == [1e-3, 2e-3]
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_rates_that_divide_the_weights_otherwise_are_one_line(trainer, stage):
+    assert trainer(f"zero.stage={stage}", "steps=2").run(StopRequest())
+    for change in ("optimizer.attn1_learning_rate=2e-3", "optimizer.motion_learning_rate=2e-3"):
+        with pytest.raises(InputError, match=r"was written with optimizer.learning_rate=0.001 .* give rates") as error:
+            trainer(f"zero.stage={stage}", "steps=4", change)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

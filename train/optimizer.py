@@ -20,6 +20,8 @@ from videomaker.errors import InputError
 from .config import OptimizerConfig, TrainConfig
 from .operators import load_operator
 
+SETTINGS = ("betas", "eps", "weight_decay", "rate_factor")  # of a group: what the configuration says, not a run's state
+
 
 class _GuardedStep(torch.optim.Optimizer):
     """Mixed into an optimizer: refuses an update on demand or with a gradient that is not finite; keeps an average.

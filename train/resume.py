@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from videomaker.errors import InputError
 
 from .checkpoint import Checkpoints, check_stage
 from .checkpoint_files import WEIGHTS, Found, read
-from .config import TrainConfig
+from .config import OptimizerConfig, TrainConfig
+from .optimizer import parameter_groups
 from .overrides import flatten, show
 
 # What decides which tensors a checkpoint holds and how; `precision` may change between the two with fp32 weights.
@@ -112,6 +114,27 @@ def check_parameters(found: Found, learner: nn.Module, frozen: str, report: Call
         )
     if found.state["frozen"] not in ("", frozen):
         report(f"going on from step {found.step} with another base model: its frozen weights are not those of before")
+
+
+def check_groups(found: Found, learner: nn.Module, settings: OptimizerConfig) -> None:
+    """Refuses rates by part that divide the parameters into other groups, by which the optimizer's state lies.
+
+    Raises:
+        InputError: they do.
+    """
+    before = found.state["config"].get("optimizer", {})
+    rates = {name: value for name, value in before.items() if name.endswith("learning_rate")}
+    trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    then, now = (
+        [[*map(id, group["params"])] for group in parameter_groups(one, trained)]
+        for one in (replace(settings, **rates), settings)
+    )
+    if then != now:
+        listed = " ".join(f"optimizer.{name}={show(value)}" for name, value in rates.items())
+        raise InputError(
+            f"{found.folder.name} was written with {listed}: parts that have one rate cannot get two within a run, nor "
+            "two become one; give rates that differ where those did, or another output= for a new run"
+        )
 
 
 def digest_frozen(parts: Sequence[nn.Module]) -> str:

@@ -34,7 +34,7 @@ from .optimizer import learning_rate, set_rate
 from .overrides import as_dict
 from .plots import try_plots
 from .profiling import Profiler
-from .resume import check_parameters, digest_frozen, find_checkpoint
+from .resume import check_groups, check_parameters, digest_frozen, find_checkpoint
 from .run_folder import record_start
 from .validation import Validation
 
@@ -159,6 +159,7 @@ class Trainer:
         """The engine, fresh or where `found` stands."""
         if found is not None:
             from_rank_zero(lambda: check_parameters(found, self.learner, self.frozen, print))
+            check_groups(found, self.learner, self.config.optimizer)
             if universal.needs_conversion(found, self.world_size):
                 self.ds_json["checkpoint"] = {"load_universal": True}
         self.engine = initialize(self.learner, self.config, self.ds_json, self.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from argparse import Namespace
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import distributed as dist
 
 from .average import set_average
 from .checkpoint_files import TAG, WEIGHTS, Found
+from .optimizer import SETTINGS
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -31,18 +33,33 @@ def load(engine: DeepSpeedEngine, found: Found, scratch: Path) -> None:
     the converted checkpoint lies in `scratch`, a folder that all ranks see, while it is read.
     """
     if not needs_conversion(found, dist.get_world_size()):
-        engine.load_checkpoint(str(found.folder), tag=TAG, load_module_strict=False)
+        _load(engine, found.folder)
         _restore_average(engine, found)
         return
     universal = scratch / f".universal-{found.folder.name}.tmp"
     if dist.get_rank() == 0:
         _convert(found.folder / TAG, universal / TAG)
     dist.barrier()
-    engine.load_checkpoint(str(universal), tag=TAG, load_module_strict=False)
+    _load(engine, universal)
     _restore_average(engine, found)
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(universal)
+
+
+def _load(engine: DeepSpeedEngine, folder: Path) -> None:
+    with _own_settings(engine):
+        engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+
+
+@contextmanager
+def _own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Keeps what this start set the optimizer to: a checkpoint brings its own settings with the state."""
+    optimizer = engine.basic_optimizer
+    kept = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    yield
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def _convert(source: Path, output: Path) -> None:
