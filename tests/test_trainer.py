@@ -52,6 +52,17 @@ def test_a_run_leaves_checkpoints_curves_samples_and_an_export(trainer, tmp_path
     assert all(torch.equal(whole[name], value.float()) for name, value in load_file(average).items())
 
 
+@pytest.mark.parametrize("change", ["pisa", "reference_cross_attention"])
+def test_a_pipeline_goes_out_with_the_attention_that_it_was_trained_with(trainer, tmp_path, change):
+    made = trainer(f"method.{change}=false", "steps=2", "sampling.every=2", "sampling.num_inference_steps=1")
+    assert made.run(StopRequest()) and (tmp_path / "run" / "samples" / "step-00000002" / "00.mp4").is_file()
+    pipe = VideoMakerPipeline.from_pretrained(export_run(tmp_path / "run", whole=True))
+    assert pipe.config.use_pisa == (change != "pisa")
+    assert pipe.config.reference_cross_attention == (change != "reference_cross_attention")
+    kinds = lambda unet: {name: type(kind) for name, kind in unet.attn_processors.items()}
+    assert kinds(pipe.unet) == kinds(made.pipeline.unet)
+
+
 def test_the_gradient_norm_is_the_same_with_and_without_zero(trainer, tmp_path):
     curves = []
     for stage in (0, 1):

@@ -226,7 +226,7 @@ def _loaded(run: Run, weights: Weights):
         return vae
     pipeline = load_pipeline(
         config.model, dtype=torch.float32, seed=config.seed,
-        reference_cross_attention=config.method.reference_cross_attention,
+        reference_cross_attention=config.method.reference_cross_attention, use_pisa=config.method.pisa,
     )  # fmt: skip
     if config.method.lora.rank:
         merge_lora(pipeline.unet, state, config.method.lora)

@@ -157,7 +157,7 @@ def blocks_of_pixels(frames: torch.Tensor, latent_shape: Sequence[int]) -> torch
 
 
 def load_pipeline(
-    model: ModelConfig, *, dtype: torch.dtype, seed: int, reference_cross_attention: bool = True
+    model: ModelConfig, *, dtype: torch.dtype, seed: int, reference_cross_attention: bool = True, use_pisa: bool = True
 ) -> VideoMakerPipeline:
     """The pipeline of `model.path`, with the components of `model.from_scratch` at random from `seed`.
 
@@ -176,6 +176,7 @@ def load_pipeline(
         dtype=dtype,
         attention_backend=model.attention_backend,
         reference_cross_attention=reference_cross_attention,
+        use_pisa=use_pisa,
         **arguments,
     )
 
@@ -217,8 +218,6 @@ def prepare_denoiser(pipeline: HasParts, config: TrainConfig) -> Denoiser:
     install_pisa(unet, backend=model.attention_backend, reference_cross_attention=method.reference_cross_attention)
     if not method.pisa:
         _remove_pisa(unet)
-        if isinstance(pipeline, VideoMakerPipeline):  # or its samples would be refused as without their subject
-            pipeline.register_to_config(use_pisa=False)
     if method.lora.rank:
         add_lora(unet, method.lora, seed=config.seed)
     else:

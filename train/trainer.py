@@ -123,6 +123,7 @@ class Trainer:
             dtype=DTYPES[config.precision],
             seed=config.seed,
             reference_cross_attention=config.method.reference_cross_attention,
+            use_pisa=config.method.pisa,
         )
         check_size(config, self.pipeline.vae_scale_factor)
         chosen, why = choose_checkpointing(config, card_bytes(self.device))
