@@ -195,6 +195,15 @@ def test_damage_is_told_before_the_work(folder, tmp_path, damage, words):
         load_pipeline(resolve_model(spec))
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+@pytest.mark.parametrize("file", [UNET, VAE, "text_encoder/model.safetensors"])
+def test_damaged_numbers_are_refused_in_python_too(folder, tmp_path, file, value):
+    shutil.copytree(folder, tmp_path / "model")
+    number(file, "weight", value)(tmp_path / "model")
+    with pytest.raises(InputError, match=f"{file.split('/')[0]} has 1 tensors with numbers .* no model has, such as"):
+        VideoMakerPipeline.from_pretrained(tmp_path / "model")
+
+
 def test_a_whole_model_is_tried_and_keeps_its_kernels(folder):
     pipe = load_pipeline(resolve_model(ModelSpec(source=str(folder))))
     processors = [kind for kind in pipe.unet.attn_processors.values() if isinstance(kind, PisaAttnProcessor)]

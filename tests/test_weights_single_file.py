@@ -96,3 +96,12 @@ def test_files_of_other_models_are_refused_in_words(single, parts, tmp_path):
     del state["model.diffusion_model.out.2.weight"]
     with pytest.raises(InputError, match=r"UNet2DConditionModel of Stable Diffusion 1\.5: it lacks tensors"):
         load_base(write_checkpoint(tmp_path / "cut.safetensors", state), torch.float32)
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
+def test_damaged_numbers_in_one_file_are_refused(parts, tmp_path, part):
+    state = original_checkpoint(**parts)
+    name = next(key for key in state if key.startswith(part) and state[key].is_floating_point())
+    state[name] = state[name].clone().fill_(1e30)
+    with pytest.raises(InputError, match="numbers that are not finite or that no model has"):
+        load_base(write_checkpoint(tmp_path / "base.safetensors", state), torch.float32)

@@ -17,8 +17,8 @@ from videomaker.files import read_json
 from videomaker.model_files import check_sizes
 from videomaker.pipeline import ANIMATEDIFF_SCHEDULE, VideoMakerPipeline
 from videomaker.weights import load_text_encoder, read_state_dict
-from videomaker.weights.checkpoint import is_usable
 from videomaker.weights.left_out import check_all_loaded
+from videomaker.weights.numbers import is_usable
 from videomaker.weights.single_file import load_base, load_motion_adapter
 from videomaker.weights.single_file import load_vae as load_vae_file
 from videomaker.weights.sources import is_single_file, local_path, variant_of

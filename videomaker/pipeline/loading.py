@@ -41,8 +41,8 @@ class LoadingMixin(Parts):
         `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            InputError: a part of the folder is absent, was not fetched, lacks tensors, or holds many that its
-                configuration has no place for.
+            InputError: a part of the folder is absent, was not fetched, lacks tensors, holds many that its
+                configuration has no place for, or numbers that are not finite or above a million.
         """
         folder, dtype = Path(pretrained_model_name_or_path), _take_dtype(kwargs)
         if (folder / "model_index.json").is_file():

@@ -22,6 +22,7 @@ from videomaker.files import atomic_path
 from videomaker.model_files import check_fetched
 
 from .left_out import check_left_out, is_another_model
+from .numbers import LARGEST, check_usable, is_usable
 
 # What wrappers put in front of parameter names: DistributedDataParallel and DeepSpeed, pipelines, torch.compile.
 _PREFIXES = ("module.", "unet.", "_orig_mod.", "model.")
@@ -30,7 +31,6 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 _LORA = ("lora_", "hada_", "lokr_")
 _OTHER_HALF = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _MAX_LISTED = 3
-_LARGEST = 1e6  # of a weight: a file in half precision holds up to 65,504, and trained ones stay far below
 
 logger = logging.getLogger(__name__)
 
@@ -172,17 +172,9 @@ def _check_values(state: Mapping[str, torch.Tensor], expected: Mapping[str, torc
     bad = [name for name, value in state.items() if not is_usable(value.to(expected[name].dtype))]
     if bad:
         raise InputError(
-            f"{len(bad)} tensors are not finite in {expected[bad[0]].dtype}, or hold numbers above {_LARGEST:,.0f}: "
+            f"{len(bad)} tensors are not finite in {expected[bad[0]].dtype}, or hold numbers above {LARGEST:,.0f}: "
             f"{_listed(bad)}; the training that made them broke, the file is damaged, or they need a wider dtype"
         )
-
-
-def is_usable(value: torch.Tensor) -> bool:
-    """Whether all numbers of a weight are finite, and none so large that only changed bytes can make it."""
-    if not (value.numel() and value.is_floating_point()):
-        return True
-    low, high = value.detach().aminmax()  # NaN if one is
-    return bool(low >= -_LARGEST and high <= _LARGEST)
 
 
 def _is_other_kind(value: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -225,7 +217,7 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
     """transformers' `CLIPTextModel.from_pretrained`, which by itself fills tensors that the file lacks at random.
 
     Raises:
-        InputError: the file lacks tensors, or holds many that the configuration has no place for.
+        InputError: the file lacks tensors, holds many that the configuration has no place for, or damaged numbers.
     """
     if variant := options.get("variant"):
         # As diffusers does for every other part: where a file of the variant is absent, the plain one is taken.
@@ -243,6 +235,7 @@ def load_text_encoder(folder: str | os.PathLike, **options: Any) -> CLIPTextMode
     # A whole CLIP holds the text encoder as well; its other half is left out on purpose.
     unknown = [name for name in report["unexpected_keys"] if not name.startswith(_OTHER_HALF)]
     check_left_out(Path(folder), unknown, len(text_encoder.state_dict()) + len(unknown))
+    check_usable(text_encoder, folder)
     return text_encoder
 
 

@@ -17,6 +17,7 @@ import torch
 from videomaker.errors import InputError
 from videomaker.model_files import check_numbers, safetensors_header
 
+from .numbers import check_usable
 from .sources import variant_of
 
 _MOST_UNKNOWN = 0.01  # of a file's tensors
@@ -50,14 +51,18 @@ def check_left_out(folder: Path, unknown: Sequence[str], num_tensors: int) -> No
 
 
 def check_all_loaded(model: torch.nn.Module, folder: Path) -> None:
-    """Compares a part of diffusers' with the file that it came from: see `check_left_out`.
+    """Compares a part of diffusers' with the file that it came from, and looks at its numbers.
 
     Args:
         model: as it was loaded.
         folder: of its files.
+
+    Raises:
+        InputError: as `check_left_out` and `numbers.check_usable`.
     """
     known, names = model.state_dict().keys(), _tensor_names(folder)
     check_left_out(folder, [name for name in names if name not in known and _renamed(name) not in known], len(names))
+    check_usable(model, folder)
 
 
 def _renamed(name: str) -> str:

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from videomaker.errors import InputError, first_line
 
 from .checkpoint import read_state_dict
+from .numbers import check_usable
 
 FOLDER = Path(__file__).parent / "sd15"
 _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -173,7 +174,8 @@ def _text_encoder(state: State, path: Path, dtype: torch.dtype) -> CLIPTextModel
     if missing := sorted(own - inner.keys()):
         raise InputError(f"{path} lacks {len(missing)} tensors of the text encoder, such as {missing[0]}")
     model.load_state_dict(inner, strict=False)
-    return model.to(dtype).eval()
+    check_usable(model.to(dtype), path)
+    return model.eval()
 
 
 def _from_single_file(kind: Any, state: State, config: dict[str, Any], path: Path, dtype: torch.dtype) -> Any:
@@ -187,4 +189,5 @@ def _from_single_file(kind: Any, state: State, config: dict[str, Any], path: Pat
             if "meta tensor" in reason:  # what the file left empty
                 reason = "it lacks tensors"
             raise InputError(f"{path} does not fit {kind.__name__} of Stable Diffusion 1.5: {reason}") from error
-    return model.to(dtype)
+    check_usable(model.to(dtype), path)
+    return model
