@@ -40,6 +40,21 @@ def test_an_own_deepspeed_json_is_laid_over_and_checked(tmp_path):
             deepspeed_json(config, 4)
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"zero_optimization": {"overlap_com": True}}, r"\(overlap_com: Extra inputs are not permitted\): correct"),
+        ({"zero_optimization": {"reduce_bucket_size": "big"}}, r"\(reduce_bucket_size: Input should be a valid"),
+        ({"communication_data_type": "fp8"}, "Invalid communication_data_type"),
+    ],
+)
+def test_what_deepspeed_does_not_take_is_one_line(trainer, tmp_path, own, message):
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    with pytest.raises(InputError, match=message) as error:
+        trainer(f"deepspeed={tmp_path}/own.json", "zero.stage=2")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
 def test_half_precision_without_a_gpu_is_refused():
     with pytest.raises(InputError, match="precision=fp16 needs a GPU"):
         set_numerics(TrainConfig(precision="fp16"), torch.device("cpu"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import distributed as dist
 from torch import nn
 
-from videomaker.errors import InputError
+from videomaker.errors import InputError, first_line
 
 from .checks import check_precision
 from .config import TrainConfig
@@ -108,9 +110,14 @@ def computes_bf16(device: torch.device) -> bool:
 def initialize(
     learner: nn.Module, config: TrainConfig, ds_json: dict[str, Any], device: torch.device
 ) -> DeepSpeedEngine:
-    """The DeepSpeed engine around `learner`, with optimizer state for its trainable parameters only."""
+    """The DeepSpeed engine around `learner`, with optimizer state for its trainable parameters only.
+
+    Raises:
+        InputError: DeepSpeed does not take the user's own JSON, or the optimizer's library is not installed.
+    """
     import deepspeed
 
+    _check_own_json(ds_json, config.deepspeed)
     named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(config, named, device)
     engine, *_ = deepspeed.initialize(
@@ -121,6 +128,17 @@ def initialize(
         dist_init_required=False,
     )
     return engine
+
+
+def _check_own_json(ds_json: dict[str, Any], path: str) -> None:
+    from deepspeed import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepcopy(ds_json))
+    except Exception as error:  # a mistyped key, a value of another kind: each of its parts complains in its own way
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else first_line(error)
+        raise InputError(f"deepspeed={path}: DeepSpeed does not take it ({reason}): correct the file") from error
 
 
 def plain_gradient_norm(engine: DeepSpeedEngine) -> torch.Tensor | None:
