@@ -262,6 +262,17 @@ def test_fused_projections_keep_the_numbers():
     assert relative_error(run(pipe, "a fox", picture()), before) < 1e-5
 
 
+def test_fused_projections_leave_adapters_of_other_kinds_to_themselves():
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline()
+    plain = run(pipe, "a fox", picture())
+    loha = peft.LoHaConfig(r=2, target_modules=["attn1.to_q", "attn1.to_k"], init_weights=False)
+    pipe.unet.add_adapter(loha, "loha")
+    before = run(pipe, "a fox", picture())
+    fuse_pisa_projections(pipe.unet)
+    assert relative_error(run(pipe, "a fox", picture()), before) < 1e-5 < relative_error(before, plain)
+
+
 def test_free_init_runs_and_free_noise_is_refused():
     pipe = tiny_pipeline()
     plain = run(pipe, "a fox", picture())

@@ -110,7 +110,9 @@ def _whole_weight(layer: Any) -> torch.Tensor | None:
     """
     if type(layer) is torch.nn.Linear:
         return layer.weight if layer.bias is None else None
-    if type(getattr(layer, "base_layer", None)) is not torch.nn.Linear or layer.base_layer.bias is not None:
+    if not hasattr(layer, "lora_A"):  # another kind of adapter, such as LoHa, or of layer
+        return None
+    if type(layer.base_layer) is not torch.nn.Linear or layer.base_layer.bias is not None:
         return None
     adapters = [name for name in layer.active_adapters if name in layer.lora_A]
     if getattr(layer, "lora_variant", None) or not all(_is_plain(layer, name) for name in adapters):
