@@ -117,7 +117,8 @@ def initialize(
     """
     import deepspeed
 
-    _check_own_json(ds_json, config.deepspeed)
+    if config.deepspeed:
+        _check_own_json(ds_json, config.deepspeed)
     named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(config, named, device)
     engine, *_ = deepspeed.initialize(
