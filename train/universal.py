@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,17 +47,10 @@ def load(engine: DeepSpeedEngine, found: Found, scratch: Path) -> None:
 
 
 def _load(engine: DeepSpeedEngine, folder: Path) -> None:
-    with _own_settings(engine):
-        engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-
-
-@contextmanager
-def _own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
-    """Keeps what this start set the optimizer to: a checkpoint brings its own settings with the state."""
-    optimizer = engine.basic_optimizer
-    kept = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
-    yield
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
+    """Loads a checkpoint, which brings the optimizer's settings with its state, and keeps those of this start."""
+    kept = [{name: group[name] for name in SETTINGS if name in group} for group in engine.basic_optimizer.param_groups]
+    engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    for group, own in zip(engine.basic_optimizer.param_groups, kept, strict=True):
         group.update(own)
 
 

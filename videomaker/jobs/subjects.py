@@ -32,7 +32,7 @@ def check_highlight(jobs: Sequence[Job], highlight: Highlight, models: Path | No
         InputError: a mask or a box does not fit its picture, or the networks that look for a word are missing.
     """
     pictures = _pictures(jobs)
-    if _is_looked_for(highlight):
+    if highlight.word:
         check_models(models)
         return
     if len(pictures) > 1:
@@ -42,10 +42,6 @@ def check_highlight(jobs: Sequence[Job], highlight: Highlight, models: Path | No
 
 def _pictures(jobs: Sequence[Job]) -> list[Path]:
     return list(dict.fromkeys(path for job in jobs for path in job.references))
-
-
-def _is_looked_for(highlight: Highlight) -> bool:
-    return highlight.mask is None and highlight.box is None
 
 
 def highlight_jobs(
@@ -70,7 +66,7 @@ def highlight_jobs(
     """
     check_highlight(jobs, highlight, models)
     pictures = _pictures(jobs)
-    finder = open_finder(models, device=device) if _is_looked_for(highlight) else None
+    finder = open_finder(models, device=device) if highlight.word else None
     size = {"height": settings.height, "width": settings.width}
     used = {path: write_highlighted(path, jobs[0].path.parent, highlight, finder=finder, **size) for path in pictures}
     return [replace(job, references=tuple(used[path] for path in job.references)) for job in jobs]
